@@ -1,0 +1,300 @@
+"""The QMP commands of this machine: arguments in, answers in QEMU's shapes out.
+
+Ref: QEMU 7.2 QMP reference manual (run-state, machine, qdev, qom, char, pci, object).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..device.pci import SUBSYSTEM
+from .options import MACHINES
+from .qmp import DEVICE_NOT_FOUND, VERSION, Command, Json, QmpError, no_more, take
+from .runner import RunState
+
+if TYPE_CHECKING:
+    from ..device.pci import PciFunction
+    from .backends import MemoryBackend
+    from .emulator import Emulator
+
+CLASS_NAMES = {
+    0x0600: "Host bridge",
+    0x0601: "ISA bridge",
+    0x0101: "IDE controller",
+    0x0680: "Bridge",
+    0x0500: "RAM controller",
+}
+
+
+def commands(emulator: Emulator) -> dict[str, Command]:
+    """Return the command handlers of an emulator, by name."""
+    table = _Commands(emulator)
+    handlers: dict[str, Command] = {
+        "query-status": table.query_status,
+        "query-version": table.query_version,
+        "query-commands": table.query_commands,
+        "query-name": table.query_name,
+        "query-pci": table.query_pci,
+        "cont": table.cont,
+        "stop": table.stop,
+        "system_reset": table.system_reset,
+        "device_add": table.device_add,
+        "device_del": table.device_del,
+        "object-add": table.object_add,
+        "object-del": table.object_del,
+        "chardev-add": table.chardev_add,
+        "chardev-remove": table.chardev_remove,
+        "qom-get": table.qom_get,
+        "qom-list": table.qom_list,
+        "quit": table.quit,
+    }
+    table.names = ["qmp_capabilities", *handlers]
+    return handlers
+
+
+class _Commands:
+    def __init__(self, emulator: Emulator) -> None:
+        self.emulator = emulator
+        self.names: list[str] = []
+
+    # -- run state -----------------------------------------------------------------------------------
+
+    async def query_status(self, arguments: Json) -> Json:
+        no_more(arguments)
+        state = self.emulator.state
+        return {"status": state.value, "singlestep": False, "running": state is RunState.RUNNING}
+
+    async def query_version(self, arguments: Json) -> Json:
+        no_more(arguments)
+        return VERSION
+
+    async def query_commands(self, arguments: Json) -> list[Json]:
+        no_more(arguments)
+        return [{"name": name} for name in sorted(self.names)]
+
+    async def query_name(self, arguments: Json) -> Json:
+        no_more(arguments)
+        return {"name": self.emulator.options.name} if self.emulator.options.name else {}
+
+    async def cont(self, arguments: Json) -> Json:
+        no_more(arguments)
+        if self.emulator.state is RunState.INTERNAL_ERROR:
+            raise QmpError("Resetting the Virtual Machine is required")
+        if self.emulator.state is not RunState.RUNNING:
+            await self.emulator.on_vcpu(self.emulator.runner.resume)
+            self.emulator.emit("RESUME", None)
+        return {}
+
+    async def stop(self, arguments: Json) -> Json:
+        no_more(arguments)
+        if self.emulator.state is RunState.RUNNING:
+            await self.emulator.on_vcpu(self.emulator.runner.pause)
+            self.emulator.emit("STOP", None)
+        return {}
+
+    async def system_reset(self, arguments: Json) -> Json:
+        no_more(arguments)
+
+        def reset() -> None:
+            self.emulator.runner.reset()
+            if self.emulator.state is RunState.INTERNAL_ERROR:
+                self.emulator.runner.pause()
+
+        await self.emulator.on_vcpu(reset)
+        self.emulator.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+        return {}
+
+    async def quit(self, arguments: Json) -> Json:
+        no_more(arguments)
+        self.emulator.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        self.emulator.loop.call_soon(self.emulator.end, 0)
+        return {}
+
+    # -- plugging ------------------------------------------------------------------------------------
+
+    async def device_add(self, arguments: Json) -> Json:
+        await self.emulator.device_add(_texts(arguments))
+        return {}
+
+    async def device_del(self, arguments: Json) -> Json:
+        device_id = take(arguments, "id", str)
+        no_more(arguments)
+        await self.emulator.device_del(device_id)
+        return {}
+
+    async def object_add(self, arguments: Json) -> Json:
+        self.emulator.object_add(_texts(arguments))
+        return {}
+
+    async def object_del(self, arguments: Json) -> Json:
+        object_id = take(arguments, "id", str)
+        no_more(arguments)
+        self.emulator.object_del(object_id)
+        return {}
+
+    async def chardev_add(self, arguments: Json) -> Json:
+        device_id = take(arguments, "id", str)
+        backend = take(arguments, "backend", dict)
+        no_more(arguments)
+        kind = take(backend, "type", str)
+        data = take(backend, "data", dict, {})
+        properties = {"backend": kind, "id": device_id}
+        if kind == "socket":
+            address = take(data, "addr", dict)
+            if take(address, "type", str) != "unix":
+                raise QmpError("chardev-add: this machine has sockets of type 'unix'")
+            properties["path"] = take(take(address, "data", dict), "path", str)
+            # In QMP a socket is a server unless told otherwise (ChardevSocket, default true).
+            properties["server"] = "on" if take(data, "server", bool, True) else "off"
+            properties["wait"] = "on" if take(data, "wait", bool, False) else "off"
+        elif kind == "file":
+            properties["path"] = take(data, "out", str)
+        no_more(data)
+        self.emulator.chardev_add(properties)
+        return {}
+
+    async def chardev_remove(self, arguments: Json) -> Json:
+        device_id = take(arguments, "id", str)
+        no_more(arguments)
+        self.emulator.chardev_remove(device_id)
+        return {}
+
+    # -- looking -------------------------------------------------------------------------------------
+
+    async def query_pci(self, arguments: Json) -> list[Json]:
+        no_more(arguments)
+        return await self.emulator.on_vcpu(self._pci)
+
+    def _pci(self) -> list[Json]:
+        ids = {plugged.device: name for name, plugged in self.emulator.machine.peripherals.items()}
+        devices = [
+            _pci_device(function, slot, number, ids.get(function, ""))  # type: ignore[call-overload]
+            for slot, number, function in self.emulator.machine.pci
+        ]
+        return [{"bus": 0, "devices": devices}]
+
+    async def qom_list(self, arguments: Json) -> list[Json]:
+        path = take(arguments, "path", str)
+        no_more(arguments)
+        return [{"name": name, "type": kind} for name, (kind, _) in (await self._node(path)).items()]
+
+    async def qom_get(self, arguments: Json) -> Any:
+        path, name = take(arguments, "path", str), take(arguments, "property", str)
+        no_more(arguments)
+        node = await self._node(path)
+        if name not in node:
+            raise QmpError(f"Property '{node['type'][1]}.{name}' not found")
+        return node[name][1]
+
+    async def _node(self, path: str) -> dict[str, tuple[str, Any]]:
+        """Return one object of the tree: property name to (type, value)."""
+        emulator = self.emulator
+        parts = [part for part in path.split("/") if part]
+        children: dict[str, str] | None = None
+        match parts:
+            case []:
+                children = {"objects": "container", "machine": f"{MACHINES[1]}-machine", "chardevs": "container"}
+            case ["machine"]:
+                return {
+                    "type": ("string", f"{MACHINES[1]}-machine"),
+                    "peripheral": ("child<container>", "/machine/peripheral"),
+                    "peripheral-anon": ("child<container>", "/machine/peripheral-anon"),
+                }
+            case ["objects"]:
+                children = {name: backend.qom_type for name, backend in emulator.backends.items()}
+            case ["chardevs"]:
+                children = {name: f"chardev-{chardev.backend}" for name, chardev in emulator.chardevs.items()}
+            case ["machine", "peripheral" | "peripheral-anon" as kind]:
+                anonymous = kind == "peripheral-anon"
+                children = {
+                    name: pairs["driver"]
+                    for name, pairs in emulator.properties.items()
+                    if name.startswith("device[") == anonymous
+                }
+            case ["objects", name] if name in emulator.backends:
+                return _backend_node(emulator.backends[name])
+            case ["machine", "peripheral" | "peripheral-anon", name] if name in emulator.properties:
+                return await self._device_node(name)
+            case _:
+                raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
+        base = "/" + "/".join(parts)
+        listed = {name: (f"child<{kind}>", f"{base.rstrip('/')}/{name}") for name, kind in children.items()}
+        return {"type": ("string", "container"), **listed}
+
+    async def _device_node(self, name: str) -> dict[str, tuple[str, Any]]:
+        pairs = self.emulator.properties[name]
+        plugged = await self.emulator.on_vcpu(lambda: self.emulator.machine.peripherals.get(name))
+        if plugged is None:
+            raise QmpError(f"Device '{name}' not found", DEVICE_NOT_FOUND)
+        node: dict[str, tuple[str, Any]] = {
+            "type": ("string", plugged.device.name),
+            "realized": ("bool", True),
+            "hotplugged": ("bool", plugged.hotplugged),
+            "hotpluggable": ("bool", True),
+            "addr": ("int32", plugged.slot << 3),
+            "legacy-addr": ("str", f"{plugged.slot:02x}.0"),
+            "parent_bus": ("link<bus>", "/machine/i440fx/pci.0"),
+            "master": ("OnOffAuto", pairs.get("master", "off")),
+        }
+        if plugged.device.msix is None:
+            return {**node, "memdev": ("link<memory-backend>", f"/objects/{pairs['memdev']}")}
+        return {
+            **node,
+            "chardev": ("str", pairs["chardev"]),
+            "vectors": ("uint32", plugged.device.msix.vectors),
+            "ioeventfd": ("bool", pairs.get("ioeventfd", "on") == "on"),
+        }
+
+
+def _texts(arguments: Json) -> dict[str, str]:
+    """Turn QMP's values into the words of a command line: both go the same way from here."""
+    texts = {}
+    for name, value in arguments.items():
+        if isinstance(value, bool):
+            texts[name] = "on" if value else "off"
+        elif isinstance(value, int | str):
+            texts[name] = str(value)
+        else:
+            raise QmpError(f"Invalid parameter type for '{name}', expected: string")
+    return texts
+
+
+def _backend_node(backend: MemoryBackend) -> dict[str, tuple[str, Any]]:
+    return {
+        "type": ("string", backend.qom_type),
+        "size": ("int", backend.size_bytes),
+        "share": ("bool", backend.share),
+    }
+
+
+def _pci_device(function: PciFunction, slot: int, number: int, qdev_id: str) -> Json:
+    class_code = function.read_config(0x0A, 2)
+    pin = function.read_config(0x3D, 1)
+    regions = []
+    for index, address in sorted(function.mapped.items()):
+        bar = function.bars[index]
+        region: Json = {
+            "bar": index,
+            "size": bar.size_bytes,
+            "address": address,
+            "type": "io" if bar.is_io else "memory",
+        }
+        if not bar.is_io:
+            region |= {"prefetch": bar.prefetchable, "mem_type_64": bar.is_64bit}
+        regions.append(region)
+    return {
+        "bus": 0,
+        "slot": slot,
+        "function": number,
+        "qdev_id": qdev_id,
+        "class_info": {"class": class_code, **({"desc": CLASS_NAMES[class_code]} if class_code in CLASS_NAMES else {})},
+        "id": {
+            "vendor": function.read_config(0, 2),
+            "device": function.read_config(2, 2),
+            "subsystem-vendor": function.read_config(SUBSYSTEM, 2),
+            "subsystem": function.read_config(SUBSYSTEM + 2, 2),
+        },
+        "irq_pin": pin,
+        **({"irq": function.read_config(0x3C, 1)} if pin else {}),
+        "regions": regions,
+    }

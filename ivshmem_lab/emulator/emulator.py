@@ -1,0 +1,385 @@
+"""One emulated machine as a process has it: machine, vCPU thread, memory backends, character devices, plugged devices.
+
+The event loop owns the tables here; the machine itself is touched on the vCPU's thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..device.ivshmem import Ivshmem
+from ..device.msix import MAX_VECTORS
+from ..errors import DeviceError, VmError
+from ..pc import multiboot
+from ..pc.machine import Hooks, Machine
+from ..units import check_memory_size
+from .backends import MemoryBackend, open_backend
+from .chardev import Chardev, SerialLine, open_chardev
+from .cpu import UnicornCpu
+from .link import MemoryLink, ServerLink
+from .options import Options, parse_switch
+from .qmp import DEVICE_NOT_FOUND, QmpError
+from .runner import Runner, RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("ivshmem_lab.emulator")
+
+T = TypeVar("T")
+IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+DRIVERS = ("ivshmem-plain", "ivshmem-doorbell", "isa-debug-exit")
+
+
+class Emulator:
+    """The machine and everything that is plugged into it.
+
+    Parameters
+    ----------
+    options
+        The command line.
+    emit
+        Called on the event loop with the name and data of a QMP event.
+
+    Attributes
+    ----------
+    ended : asyncio.Future
+        Gets the process's exit status.
+    """
+
+    def __init__(self, options: Options, emit: Callable[[str, dict[str, Any] | None], None]) -> None:
+        self.options = options
+        self.emit = emit
+        self.loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[int] = self.loop.create_future()
+        self.backends: dict[str, MemoryBackend] = {}
+        self.chardevs: dict[str, Chardev] = {}
+        self.properties: dict[str, dict[str, str]] = {}
+        """``device_add``'s arguments of every plugged device, by id."""
+        self._links: dict[str, MemoryLink | ServerLink] = {}
+        self._started = False
+        self._anonymous = 0
+        self._serial: SerialLine | None = None
+        kernel = self._read_kernel()
+        self.cpu = UnicornCpu(native_hook=options.native_hook)
+        self.runner = Runner(self.cpu, self._guest_reset, self._broken)
+        hooks = Hooks(
+            transmit=lambda byte: self._serial.write(byte) if self._serial else None,
+            transmitter_ready=lambda: self._serial.ready() if self._serial else True,
+            debug_exit=self._debug_exit,
+            device_deleted=self._device_deleted,
+        )
+        self._ram = mmap.mmap(-1, options.memory_bytes)
+        self.machine = Machine(self.cpu, memoryview(self._ram), kernel, hooks)
+        self.cpu.attach(self.machine, whole_machine=True)
+
+    def _read_kernel(self) -> multiboot.Kernel | None:
+        path = self.options.kernel
+        if path is None:
+            return None
+        # QEMU's multiboot loader puts the kernel's path before -append.
+        kernel = multiboot.parse(Path(path).read_bytes(), path, f"{path} {self.options.append}".rstrip())
+        multiboot.check_fit(kernel, path, self.options.memory_bytes)
+        return kernel
+
+    async def start(self) -> None:
+        """Open everything that the command line names, and start the vCPU's thread."""
+        options = self.options
+        for properties in options.chardevs:
+            self.chardev_add(properties)
+        if options.serial not in (None, "none"):
+            assert options.serial is not None
+            self._serial = SerialLine(self.claim_chardev(options.serial, "-serial"), self._typed)
+        for properties in options.objects:
+            self.object_add(properties)
+        for properties in options.devices:
+            await self.device_add(properties)
+        self._started = True
+        self.runner.start(self.machine)
+        if not options.paused:
+            await self.on_vcpu(self.runner.resume)
+
+    async def close(self) -> None:
+        """End the vCPU's thread and give everything back."""
+        self.runner.close()
+        if self._serial is not None:
+            self._serial.close()
+        for link in self._links.values():
+            if isinstance(link, ServerLink):
+                link.close()
+        for backend in self.backends.values():
+            backend.close()
+        for chardev in self.chardevs.values():
+            chardev.close()
+
+    async def on_vcpu(self, function: Callable[[], T]) -> T:
+        """Do something on the vCPU's thread (directly, before that has begun)."""
+        if not self._started:
+            return function()
+        return await asyncio.wrap_future(self.runner.call(function))
+
+    # -- character devices and memory backends -------------------------------------------------------
+
+    def chardev_add(self, properties: dict[str, str]) -> Chardev:
+        """Open a character device."""
+        device_id = properties.get("id", "")
+        if device_id in self.chardevs:
+            raise QmpError(f"Chardev with id '{device_id}' already exists")
+        chardev = open_chardev(properties)
+        self.chardevs[device_id] = chardev
+        return chardev
+
+    def chardev_remove(self, device_id: str) -> None:
+        """Close a character device that nothing uses."""
+        chardev = self.chardevs.get(device_id)
+        if chardev is None:
+            raise QmpError(f"Chardev '{device_id}' not found")
+        if chardev.used_by is not None:
+            raise QmpError(f"Chardev '{device_id}' is busy")
+        del self.chardevs[device_id]
+        chardev.close()
+
+    def claim_chardev(self, device_id: str, user: str) -> Chardev:
+        """Find a free character device and mark who uses it."""
+        chardev = self.chardevs.get(device_id)
+        if chardev is None:
+            raise VmError(f"{user}: chardev {device_id!r} not found; there are: {', '.join(self.chardevs) or 'none'}")
+        if chardev.used_by is not None:
+            raise VmError(f"{user}: chardev {device_id!r} is in use by {chardev.used_by}")
+        chardev.used_by = user
+        return chardev
+
+    def object_add(self, properties: dict[str, str]) -> None:
+        """Make a memory backend."""
+        object_id = properties.get("id", "")
+        if object_id in self.backends:
+            raise QmpError(f"attempt to add duplicate property '{object_id}' to object (type 'container')")
+        backend = open_backend(properties)
+        self.backends[backend.object_id] = backend
+
+    def object_del(self, object_id: str) -> None:
+        """Remove a memory backend that no device uses."""
+        backend = self.backends.get(object_id)
+        if backend is None:
+            raise QmpError(f"object '{object_id}' not found")
+        if backend.used_by is not None:
+            raise QmpError(f"object '{object_id}' is in use, can not be deleted")
+        del self.backends[object_id]
+        backend.close()
+
+    # -- devices -------------------------------------------------------------------------------------
+
+    async def device_add(self, properties: dict[str, str]) -> None:
+        """Plug a device, into a running machine too.
+
+        Raises
+        ------
+        QmpError
+            When a property is missing, unknown or wrong; the texts are QEMU's where it has some.
+        IvshmemLabError
+            When the server or the memory behind it cannot be used.
+        """
+        pairs = dict(properties)
+        driver = pairs.pop("driver", None)
+        if driver is None:
+            raise QmpError("Parameter 'driver' is missing")
+        if driver not in DRIVERS:
+            raise QmpError(f"'{driver}' is not a valid device model name; this machine has {', '.join(DRIVERS)}")
+        device_id = self._new_id(pairs.pop("id", None))
+        if driver == "isa-debug-exit":
+            await self._add_debug_exit(pairs)
+            return
+        slot = self._slot(driver, pairs)
+        if pairs.pop("bus", "pci.0") not in ("pci.0", "pci"):
+            raise QmpError(f"Bus '{properties['bus']}' not found")
+        master = pairs.pop("master", "off")
+        if master not in ("on", "off", "auto"):
+            raise QmpError(f"Parameter 'master' does not accept value '{master}'")
+        if driver == "ivshmem-plain":
+            backend = self._memdev(pairs)
+            _no_more(driver, pairs)
+            device = Ivshmem(check_memory_size(backend.size_bytes, f"memdev {backend.object_id}"))
+            await self._plug(device_id, device, MemoryLink(backend.map), slot)
+            backend.used_by = device_id
+        else:
+            await self._add_doorbell(device_id, pairs, slot, master)
+        self.properties[device_id] = dict(properties)
+
+    def _new_id(self, device_id: str | None) -> str:
+        if device_id is None:
+            self._anonymous += 1
+            return f"device[{self._anonymous - 1}]"
+        if not IDENTIFIER.fullmatch(device_id):
+            raise QmpError("Parameter 'id' expects an identifier: a letter, then letters, digits, '-', '.', '_'")
+        if device_id in self.properties:
+            raise QmpError(f"Duplicate device ID '{device_id}'")
+        return device_id
+
+    def _slot(self, driver: str, pairs: dict[str, str]) -> int | None:
+        text = pairs.pop("addr", None)
+        if text is None:
+            return None
+        slot, _, function = text.partition(".")
+        try:
+            number = int(slot, 16)
+        except ValueError:
+            number = -1
+        if not 0 <= number < 32 or function not in ("", "0"):
+            raise QmpError(f"Property '{driver}.addr' doesn't take value '{text}'")
+        return number
+
+    def _memdev(self, pairs: dict[str, str]) -> MemoryBackend:
+        name = pairs.pop("memdev", None)
+        if name is None:
+            raise QmpError("You must specify a 'memdev'")
+        backend = self.backends.get(name)
+        if backend is None:
+            raise QmpError(f"Device '{name}' not found", DEVICE_NOT_FOUND)
+        if backend.used_by is not None:
+            raise QmpError(f"can't use already busy memdev: {name}")
+        return backend
+
+    async def _add_doorbell(self, device_id: str, pairs: dict[str, str], slot: int | None, master: str) -> None:
+        driver = "ivshmem-doorbell"
+        name = pairs.pop("chardev", None)
+        if name is None:
+            raise QmpError("You must specify a 'chardev'")
+        vectors = _number(pairs.pop("vectors", "1"), "vectors")
+        parse_switch(pairs.pop("ioeventfd", "on"), "ioeventfd")
+        _no_more(driver, pairs)
+        if not 1 <= vectors <= MAX_VECTORS:
+            raise QmpError(
+                f"Failed to initialize interrupts: The number of MSI-X vectors is invalid (1 to {MAX_VECTORS})"
+            )
+        chardev = self.chardevs.get(name)
+        if chardev is None:
+            raise QmpError(f"Property '{driver}.chardev' can't find value '{name}'")
+        if chardev.used_by is not None:
+            raise QmpError(f"Property '{driver}.chardev' can't take value '{name}': Device '{name}' is in use")
+        if chardev.sock is None or chardev.listening:
+            raise QmpError(f"chardev '{name}' is no connection to an ivshmem server: use socket,path=SERVER")
+        chardev.used_by = device_id
+        link = ServerLink(chardev.sock, vectors)
+        try:
+            await asyncio.to_thread(link.handshake)
+            if master == "on" and link.peer_id:
+                raise QmpError("master must connect to the server before any peers")
+            device = Ivshmem(link.memory_bytes, vectors=vectors, peer_id=link.peer_id)
+            await self._plug(device_id, device, link, slot)
+        except BaseException:
+            link.close()
+            chardev.used_by = None
+            raise
+
+    async def _plug(self, device_id: str, device: Ivshmem, link: MemoryLink | ServerLink, slot: int | None) -> None:
+        def plug() -> None:
+            self.machine.add_device(device_id, device, link, slot, hotplugged=self._started)
+            if isinstance(link, ServerLink):
+                link.attach(device, self.runner.events, lambda vector: self.machine.event(device, vector))
+
+        try:
+            await self.on_vcpu(plug)
+        except DeviceError as error:
+            raise QmpError(str(error)) from error
+        self._links[device_id] = link
+
+    async def _add_debug_exit(self, pairs: dict[str, str]) -> None:
+        port = _number(pairs.pop("iobase", "0x501"), "iobase")
+        ports = _number(pairs.pop("iosize", "0x02"), "iosize")
+        _no_more("isa-debug-exit", pairs)
+        if self._started:
+            raise QmpError("Device 'isa-debug-exit' can not be hotplugged on this machine")
+        if not 0 < port <= 0xFFFF or not 0 < ports <= 4:
+            raise QmpError(
+                f"isa-debug-exit: iobase {port:#x} with {ports} ports does not exist; try iobase=0xf4,iosize=0x04"
+            )
+        self.machine.add_debug_exit(port, ports)
+
+    async def device_del(self, device_id: str) -> None:
+        """Ask the guest to let a device go."""
+        device_id = device_id.removeprefix("/machine/peripheral/")
+        if device_id not in self.properties:
+            raise QmpError(f"Device '{device_id}' not found", DEVICE_NOT_FOUND)
+        await self.on_vcpu(lambda: self.machine.ask_to_go(device_id))
+
+    def _device_deleted(self, device_id: str, device: Ivshmem) -> None:
+        """Take the news on the vCPU's thread: the guest has ejected a device."""
+        link = self._links.pop(device_id)
+        # The board may still have the memory mapped until the guest reaches its next block.
+        self.runner.events.post(lambda: self._gone(device_id, link))
+
+    def _gone(self, device_id: str, link: MemoryLink | ServerLink) -> None:
+        if isinstance(link, ServerLink):
+            link.close()
+        self.loop.call_soon_threadsafe(self._release, device_id)
+
+    def _release(self, device_id: str) -> None:
+        self.properties.pop(device_id, None)
+        holders: list[MemoryBackend | Chardev] = [*self.backends.values(), *self.chardevs.values()]
+        for holder in holders:
+            if holder.used_by == device_id:
+                holder.used_by = None
+        path = f"/machine/peripheral/{device_id}"
+        named = {} if "[" in device_id else {"device": device_id}
+        self.emit("DEVICE_DELETED", {**named, "path": path})
+
+    # -- what happens on the vCPU's thread ------------------------------------------------------------
+
+    def _typed(self, data: bytes) -> None:
+        self.runner.call(lambda: self.machine.uart.receive(data))
+
+    def _debug_exit(self, status: int) -> None:
+        self.runner.pause()
+        self.cpu.flag.kick = 1
+        self._end(status)
+
+    def _end(self, status: int) -> None:
+        self.loop.call_soon_threadsafe(self.end, status)
+
+    def end(self, status: int) -> None:
+        """Let the process end with this status (on the event loop)."""
+        if not self.ended.done():
+            self.ended.set_result(status)
+
+    def _guest_reset(self) -> None:
+        if self.options.reboot:
+            self.runner.reset()
+            self._emit_later("RESET", {"guest": True, "reason": "guest-reset"})
+        else:
+            self.runner.pause()
+            self._emit_later("SHUTDOWN", {"guest": True, "reason": "guest-reset"})
+            self._end(0)
+
+    def _broken(self, reason: str) -> None:
+        self._emit_later("STOP", None)
+        if not self.options.monitors:
+            # Nobody could look at it: end instead of hanging.
+            self._end(1)
+
+    def _emit_later(self, name: str, data: dict[str, Any] | None) -> None:
+        self.loop.call_soon_threadsafe(self.emit, name, data)
+
+    @property
+    def state(self) -> RunState:
+        """The run state."""
+        return self.runner.state
+
+
+def _number(text: str, name: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise QmpError(f"Parameter '{name}' expects integer, not '{text}'") from None
+    if value < 0:
+        raise QmpError(f"Parameter '{name}' expects uint32_t, not {text}")
+    return value
+
+
+def _no_more(driver: str, pairs: dict[str, str]) -> None:
+    for name in pairs:
+        raise QmpError(f"Property '{driver}.{name}' not found")

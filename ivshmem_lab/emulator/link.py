@@ -1,0 +1,230 @@
+"""The worlds behind ivshmem devices: a memory backend alone, or an ivshmem server with memory and peers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import time
+from typing import TYPE_CHECKING
+
+from ..errors import IvshmemLabError, VmError
+from ..ipc.fdpass import receive_message
+from ..ipc.memory import SharedMemory
+from ..units import check_memory_size
+from ..wire.client import ClientProtocol, Event, MemoryArrived, PeerLeft, VectorAdded, Welcome
+
+if TYPE_CHECKING:
+    import mmap
+    import socket
+    from collections.abc import Callable
+
+    from ..device.ivshmem import Ivshmem
+    from .events import Events
+
+log = logging.getLogger("ivshmem_lab.emulator")
+
+HANDSHAKE_S = 5.0
+READ_BYTES = 4096
+
+
+class MemoryLink:
+    """Memory without peers, for ``ivshmem-plain``."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self.memory: object = memory
+
+    def ring(self, peer_id: int, vector: int) -> None:
+        """There is nobody to ring."""
+
+
+class ServerLink:
+    """An ivshmem server's memory and peers, for ``ivshmem-doorbell``.
+
+    Parameters
+    ----------
+    sock
+        Connected to the server; stays the caller's.
+    vectors
+        How many vectors the device has; more that arrive are closed, as QEMU does.
+
+    Notes
+    -----
+    `handshake` blocks, on any thread. From `attach` on, everything happens on the vCPU's thread.
+    """
+
+    def __init__(self, sock: socket.socket, vectors: int) -> None:
+        self._sock = sock
+        self._vectors = vectors
+        self._protocol: ClientProtocol[int] = ClientProtocol()
+        self._eventfds: dict[int, list[int]] = {}
+        self._shared: SharedMemory | None = None
+        self._early: list[Event[int]] = []
+        self._events: Events | None = None
+        self._device: Ivshmem | None = None
+        self._interrupt: Callable[[int], None] = lambda vector: None
+        self._surplus = False
+        self._following = False
+        """The socket is among the events: the server is heard."""
+
+    @property
+    def memory(self) -> object:
+        """The shared memory."""
+        assert self._shared is not None
+        return self._shared.map
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of the shared memory."""
+        assert self._shared is not None
+        return self._shared.size_bytes
+
+    @property
+    def peer_id(self) -> int:
+        """Our id."""
+        assert self._protocol.peer_id is not None
+        return self._protocol.peer_id
+
+    def handshake(self, timeout_s: float = HANDSHAKE_S) -> None:
+        """Read version, id and memory.
+
+        Raises
+        ------
+        ProtocolError
+            When the server breaks the protocol or closes too early.
+        SharedMemoryError, UsageError
+            When the memory cannot be mapped, or has a size that no BAR can show.
+        VmError
+            When the server says nothing in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        try:
+            while not self._protocol.ready:
+                left_ms = int((deadline - time.monotonic()) * 1000)
+                if left_ms <= 0 or not poller.poll(left_ms):
+                    raise VmError(
+                        f"the ivshmem server did not send {self._protocol.missing} in {timeout_s:g} s; is it an ivshmem server?"
+                    )
+                data, fds = receive_message(self._sock, READ_BYTES)
+                for event in self._protocol.receive(data, fds):
+                    if isinstance(event, MemoryArrived):
+                        self._shared = SharedMemory.from_fd(event.fd)
+                        check_memory_size(self._shared.size_bytes, "memory of the ivshmem server")
+                        _ = self._shared.map
+                    elif not isinstance(event, Welcome):
+                        self._early.append(event)
+                if not data:
+                    self._protocol.eof()
+        except BaseException:
+            self.close()
+            raise
+
+    def attach(self, device: Ivshmem, events: Events, interrupt: Callable[[int], None]) -> None:
+        """Begin to serve a device: its peers, its interrupts.
+
+        Parameters
+        ----------
+        device
+            Learns who can be rung.
+        events
+            Wakes the vCPU.
+        interrupt
+            Called with a vector when somebody rang it.
+        """
+        self._device, self._events, self._interrupt = device, events, interrupt
+        self._sock.setblocking(False)
+        for event in self._early:
+            self._take(event)
+        self._early.clear()
+        events.add(self._sock.fileno(), self._readable)
+        self._following = True
+
+    def _readable(self) -> None:
+        """Read what the server has to say; when it is gone, everything that is known goes on working."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    data, fds = receive_message(self._sock, READ_BYTES)
+                    for event in self._protocol.receive(data, fds):
+                        self._take(event)
+                    if data:
+                        continue
+                    self._protocol.eof()
+                    reason = "closed the connection"
+                except BlockingIOError:
+                    raise
+                except (IvshmemLabError, OSError) as error:
+                    reason = f"is not followed any more: {error}"
+                log.warning(
+                    "the ivshmem server of peer %s %s; known peers can still be rung", self._protocol.peer_id, reason
+                )
+                self._unfollow()
+                return
+
+    def _unfollow(self) -> None:
+        if self._following and self._events is not None:
+            self._events.remove(self._sock.fileno())
+        self._following = False
+
+    def _take(self, event: Event[int]) -> None:
+        if isinstance(event, VectorAdded):
+            self._add_vector(event)
+        elif isinstance(event, PeerLeft):
+            if self._device is not None:
+                self._device.peer_left(event.peer_id)
+            for fd in self._eventfds.pop(event.peer_id, []):
+                os.close(fd)
+        elif isinstance(event, MemoryArrived):
+            os.close(event.fd)
+
+    def _add_vector(self, event: VectorAdded[int]) -> None:
+        assert self._device is not None
+        assert self._events is not None
+        if event.vector >= self._vectors and event.peer_id == self.peer_id:
+            os.close(event.fd)
+            if not self._surplus:
+                self._surplus = True
+                log.warning("Too many eventfd received, device has %d vectors", self._vectors)
+            return
+        os.set_blocking(event.fd, False)
+        self._eventfds.setdefault(event.peer_id, []).append(event.fd)
+        self._device.peer_vector(event.peer_id, event.vector)
+        if event.peer_id == self.peer_id:
+            fd, vector = event.fd, event.vector
+            self._events.add(fd, lambda: self._rung(fd, vector))
+
+    def _rung(self, fd: int, vector: int) -> None:
+        try:
+            os.eventfd_read(fd)
+        except BlockingIOError:
+            return
+        self._interrupt(vector)
+
+    def ring(self, peer_id: int, vector: int) -> None:
+        """Add 1 to a peer's eventfd; a full counter is pending anyway."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._eventfds[peer_id][vector], 1)
+
+    def close(self) -> None:
+        """Give back eventfds and memory; the socket stays the caller's."""
+        if self._events is not None:
+            self._unfollow()
+            for fd in self._eventfds.get(self.peer_id, []):
+                self._events.remove(fd)
+            self._events = None
+        for fds in self._eventfds.values():
+            for fd in fds:
+                os.close(fd)
+        self._eventfds.clear()
+        for fd in self._protocol.abandon():
+            os.close(fd)
+        for event in self._early:
+            if isinstance(event, VectorAdded | MemoryArrived):
+                os.close(event.fd)
+        self._early.clear()
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None

@@ -1,0 +1,220 @@
+"""The vCPU thread: run, halt, take interrupts, and do everything that touches the machine between runs."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import threading
+from enum import Enum
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import VmError
+from .cpu import INVALID_OPCODE, TripleFaultError, UnicornCpu
+from .engine import INVALID_INSTRUCTION, error_text
+from .events import Events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..pc.machine import Machine
+
+log = logging.getLogger("ivshmem_lab.emulator")
+
+T = TypeVar("T")
+
+RETRY_BLOCKS = 16
+"""Blocks to let pass before asking again whether a waiting interrupt can be taken."""
+
+
+class RunState(Enum):
+    """QMP's ``RunState``, as far as this machine has them."""
+
+    PRELAUNCH = "prelaunch"
+    RUNNING = "running"
+    PAUSED = "paused"
+    INTERNAL_ERROR = "internal-error"
+
+
+class Runner:
+    """Owns the CPU's thread.
+
+    Parameters
+    ----------
+    cpu
+        The CPU.
+    on_guest_reset
+        Called on the vCPU thread when the guest reset itself (triple fault).
+    on_error
+        Called on the vCPU thread when the guest cannot go on, with the reason.
+
+    Notes
+    -----
+    The machine, its devices and the engine are touched on this thread only. Others use `call`.
+    """
+
+    def __init__(
+        self,
+        cpu: UnicornCpu,
+        on_guest_reset: Callable[[], None] = lambda: None,
+        on_error: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self.cpu = cpu
+        self.state = RunState.PRELAUNCH
+        self.events = Events(self._kick)
+        self.interrupts_taken = 0
+        self._on_guest_reset = on_guest_reset
+        self._on_error = on_error
+        self._machine: Machine | None = None
+        self._fresh = cpu.save()
+        self._pc = 0
+        self._halted = False
+        self._quit = False
+        self._thread = threading.Thread(target=self._main, name="vcpu", daemon=True)
+
+    def start(self, machine: Machine) -> None:
+        """Begin the thread, paused at the machine's first instruction."""
+        self._machine = machine
+        self._boot()
+        self._thread.start()
+
+    def _kick(self) -> None:
+        self.cpu.flag.kick = 1
+
+    # -- from any thread -----------------------------------------------------------------------------
+
+    def call(self, function: Callable[[], T]) -> concurrent.futures.Future[T]:
+        """Have something done on the vCPU thread, between two guest instructions.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            Its result or its exception.
+        """
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - the caller gets it
+                future.set_exception(error)
+
+        if self._quit:
+            future.set_exception(VmError("the machine has ended"))
+        else:
+            self.events.post(run)
+        return future
+
+    def close(self) -> None:
+        """End the thread; the guest stops where it is."""
+
+        def end() -> None:
+            self._quit = True
+
+        if self._thread.is_alive():
+            self.events.post(end)
+            self._thread.join()
+        self._quit = True
+        self.events.close()
+        self.cpu.close()
+
+    # -- on the vCPU thread --------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Let the guest run."""
+        self.state = RunState.RUNNING
+
+    def pause(self) -> None:
+        """Hold the guest."""
+        self.state = RunState.PAUSED
+
+    def reset(self) -> None:
+        """Reset machine and CPU; the kernel starts again."""
+        assert self._machine is not None
+        self._machine.reset()
+        self.cpu.restore(self._fresh)
+        self._boot()
+
+    def _boot(self) -> None:
+        assert self._machine is not None
+        start = self._machine.start()
+        self.cpu.start_at(start.eip, start.eax, start.ebx)
+        self._pc = start.eip
+        self._halted = False
+
+    def _main(self) -> None:
+        assert self._machine is not None
+        lapic, events, flag = self._machine.lapic, self.events, self.cpu.flag
+        while not self._quit:
+            if self.state is not RunState.RUNNING:
+                events.dispatch(None)
+                continue
+            flag.skip = 0
+            waiting = lapic.requested and self._interrupt(lapic.pending())
+            if self._halted:
+                events.dispatch(None)
+                continue
+            flag.kick = 1 if waiting else 0
+            if waiting:
+                flag.skip = RETRY_BLOCKS
+            if events.posted:
+                events.dispatch(0)
+                continue
+            self._run()
+
+    def _interrupt(self, vector: int | None) -> bool:
+        """Deliver a pending vector; True when it has to wait for the guest."""
+        if vector is None:
+            return False
+        try:
+            target = self.cpu.deliver(vector, halted=self._halted)
+        except TripleFaultError as fault:
+            self._triple_fault(fault)
+            return False
+        if target is None:
+            return True
+        assert self._machine is not None
+        self._machine.lapic.acknowledge(vector)
+        self.interrupts_taken += 1
+        self._pc, self._halted = target, False
+        return False
+
+    def _run(self) -> None:
+        cpu, flag = self.cpu, self.cpu.flag
+        fired = flag.fired
+        self.events.arm()
+        code = cpu.run(self._pc)
+        self.events.disarm()
+        self._pc = cpu.pc
+        if cpu.failure is not None:
+            self._broken(f"a device failed: {cpu.failure!r}", cpu.failure)
+        elif cpu.exception is not None:
+            self._exception(cpu.exception)
+        elif code == INVALID_INSTRUCTION:
+            self._exception(INVALID_OPCODE)
+        elif code:
+            self._broken(f"the guest cannot go on at {self._pc:#x}: {error_text(code)}", None)
+        elif flag.fired == fired:
+            self._halted = True
+        else:
+            self.events.dispatch(0)
+
+    def _exception(self, vector: int) -> None:
+        try:
+            target = self.cpu.deliver(vector, halted=False, external=False)
+        except TripleFaultError as fault:
+            self._triple_fault(fault)
+        else:
+            assert target is not None
+            self._pc = target
+
+    def _triple_fault(self, fault: TripleFaultError) -> None:
+        log.warning("guest: triple fault at %#x: %s", self._pc, fault)
+        self._on_guest_reset()
+
+    def _broken(self, reason: str, cause: BaseException | None) -> None:
+        log.error("%s", reason, exc_info=cause)
+        self.cpu.failure = None
+        self.state = RunState.INTERNAL_ERROR
+        self._on_error(reason)

@@ -1,0 +1,124 @@
+"""The one error tree of ivshmem_lab.
+
+::
+
+    IvshmemLabError
+    ├── UsageError                a wrong argument, option, size or path (commands end with status 2)
+    ├── ProtocolError             the wire between server and peer
+    │   ├── LocalProtocolError    our side asked for something the protocol forbids
+    │   └── RemoteProtocolError   the other side broke the protocol; `.field` says where
+    ├── SharedMemoryError         memory could not be made, opened or mapped
+    ├── ServerError               the server could not start or go on
+    ├── PeerError                 the host peer
+    │   ├── PeerClosedError       the connection to the server is gone
+    │   └── UnknownPeerError      no such peer id or vector
+    ├── DeviceError               the device model or the machine was set up wrongly
+    ├── GuestError                a guest program: not found, not an ELF, sources and ELF apart
+    ├── VmError                   a virtual machine process
+    │   ├── EmulatorNotFoundError the program is not installed
+    │   ├── VmStartError          the process ended or said nothing in time
+    │   └── QmpCommandError       the machine refused a QMP command; `.qmp_class`, `.desc`
+    └── LabError                  the lab (names, life cycle)
+
+A message says what was wrong, with which value, what is allowed, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class IvshmemLabError(Exception):
+    """Root of all errors that ivshmem_lab raises on purpose."""
+
+
+class UsageError(IvshmemLabError, ValueError):
+    """A wrong argument, option, size or path: the caller's to mend."""
+
+
+class ProtocolError(IvshmemLabError):
+    """The wire between server and peer."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our side asked for something that the protocol forbids."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side broke the protocol.
+
+    Parameters
+    ----------
+    field
+        The part of the conversation that was wrong: ``"version"``, ``"peer id"``,
+        ``"shared memory"``, ``"vector"``, ``"departure"`` or ``"message"``.
+    detail
+        What arrived and what is allowed.
+    """
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(f"{field}: {detail}")
+        self.field = field
+        self.detail = detail
+
+
+class SharedMemoryError(IvshmemLabError):
+    """Shared memory could not be made, opened or mapped."""
+
+
+class ServerError(IvshmemLabError):
+    """The ivshmem server could not start or go on."""
+
+
+class PeerError(IvshmemLabError):
+    """Something about this process as a peer."""
+
+
+class PeerClosedError(PeerError):
+    """The connection to the server is gone."""
+
+
+class UnknownPeerError(PeerError):
+    """No such peer id, or no such vector of it."""
+
+
+class DeviceError(IvshmemLabError):
+    """The device model or the machine around it was set up wrongly."""
+
+
+class GuestError(IvshmemLabError):
+    """A guest program could not be found, read or trusted."""
+
+
+class VmError(IvshmemLabError):
+    """Something about a virtual machine process."""
+
+
+class EmulatorNotFoundError(VmError):
+    """The emulator program is not installed."""
+
+
+class VmStartError(VmError):
+    """The virtual machine process ended, or said nothing, before it was ready."""
+
+
+class QmpCommandError(VmError):
+    """The machine refused a QMP command.
+
+    Parameters
+    ----------
+    command
+        The QMP command, for example ``"device_add"``.
+    qmp_class
+        QMP's error class, for example ``"GenericError"`` or ``"DeviceNotFound"``.
+    desc
+        The machine's own words.
+    """
+
+    def __init__(self, command: str, qmp_class: str, desc: str) -> None:
+        super().__init__(f"{command}: {desc} ({qmp_class})")
+        self.command = command
+        self.qmp_class = qmp_class
+        self.desc = desc
+
+
+class LabError(IvshmemLabError):
+    """Something about a lab: a name, an order of calls, a life cycle."""

@@ -1,0 +1,221 @@
+"""Buses, interrupt controller and PCI slots wired together: what an ivshmem device needs around it.
+
+The board carries out the effects of devices. It is what ``ivshmem_lab.plug`` puts around a user's own
+CPU, and the inner half of our PC (`ivshmem_lab.pc.machine`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ..device.effects import Effects, MapBar, RingDoorbell, SendMsi
+from ..device.ivshmem import MEMORY_BAR, Ivshmem
+from . import lapic
+from .bus import PAGE_BYTES, MmioBus, PortBus, Range, ones
+from .hostbridge import PciBus
+
+if TYPE_CHECKING:
+    from ..device.pci import PciFunction
+    from .cpu import Cpu
+
+log = logging.getLogger("ivshmem_lab.guest")
+
+
+class Link(Protocol):
+    """The world behind one ivshmem device: its memory, and the peers' eventfds."""
+
+    @property
+    def memory(self) -> object:
+        """The shared memory, a writable buffer."""
+
+    def ring(self, peer_id: int, vector: int) -> None:
+        """Interrupt a vector of a peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Memory that the CPU sees at an address."""
+
+    address: int
+    size: int
+    memory: object
+
+    @property
+    def end(self) -> int:
+        """The first address behind it."""
+        return self.address + self.size
+
+
+class Board:
+    """Ports, memory-mapped registers, one local APIC, PCI bus 0.
+
+    Parameters
+    ----------
+    cpu
+        The CPU whose physical memory is arranged.
+    """
+
+    def __init__(self, cpu: Cpu) -> None:
+        self.cpu = cpu
+        self.lapic = lapic.Lapic()
+        self.ports = PortBus()
+        self.mmio = MmioBus()
+        self.pci = PciBus(self.act)
+        self.ports.add(self.pci.ports())
+        self.guest_errors: Counter[str] = Counter()
+        """What the guest did that a PC answers with silence, by kind."""
+        self._memory: list[Mapping] = []
+        self._links: dict[PciFunction, Link] = {}
+        self._bars: dict[tuple[PciFunction, int], Mapping | Range] = {}
+        self._add_mmio(Range(lapic.BASE, lapic.SIZE, self.lapic.read, self.lapic.write))
+
+    # -- the CPU's accesses --------------------------------------------------------------------------
+
+    def read_mmio(self, address: int, size: int) -> int:
+        """Read registers, or all ones where nobody answers."""
+        mmio = self.mmio.find(address)
+        if mmio is None:
+            self.guest_error("unanswered memory access", f"read of {size} bytes at {address:#x}")
+            return ones(size)
+        return mmio.read(address - mmio.start, size)
+
+    def write_mmio(self, address: int, size: int, value: int) -> None:
+        """Write registers; lost where nobody answers."""
+        mmio = self.mmio.find(address)
+        if mmio is None:
+            self.guest_error("unanswered memory access", f"write of {size} bytes at {address:#x}")
+        else:
+            mmio.write(address - mmio.start, size, value)
+
+    def read_port(self, port: int, size: int) -> int:
+        """Carry out IN."""
+        if not self.ports.answers(port):
+            self.guest_error("unanswered port", f"read of {size} bytes at port {port:#x}")
+        return self.ports.read(port, size)
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """Carry out OUT."""
+        if not self.ports.answers(port):
+            self.guest_error("unanswered port", f"write of {size} bytes at port {port:#x}")
+        self.ports.write(port, size, value)
+
+    def guest_error(self, kind: str, detail: str) -> None:
+        """Count what a guest should not do; the first of each kind is logged."""
+        self.guest_errors[kind] += 1
+        if self.guest_errors[kind] == 1:
+            log.warning("guest: %s (%s); further ones are counted, not logged", kind, detail)
+
+    # -- devices -------------------------------------------------------------------------------------
+
+    def plug_ivshmem(self, device: Ivshmem, link: Link, slot: int) -> None:
+        """Put an ivshmem device into a slot, with the world behind it.
+
+        Raises
+        ------
+        DeviceError
+            When the slot is in use or does not exist.
+        """
+        self.pci.plug(device, slot)
+        self._links[device] = link
+
+    def unplug(self, slot: int) -> PciFunction:
+        """Take the device out of a slot; its BARs disappear."""
+        function = self.pci.unplug(slot)
+        for bar in list(function.mapped):
+            self._hide(function, bar)
+        self._links.pop(function, None)
+        return function
+
+    def event(self, device: Ivshmem, vector: int) -> None:
+        """Take an event on one of a device's vectors."""
+        self.act(device, device.interrupt(vector))
+
+    def act(self, function: PciFunction, effects: Effects) -> None:
+        """Carry out what a device asks for, in order."""
+        for effect in effects:
+            if isinstance(effect, RingDoorbell):
+                self._links[function].ring(effect.peer_id, effect.vector)
+            elif isinstance(effect, SendMsi):
+                self.message(effect.address, effect.data)
+            elif effect.address is None:
+                self._hide(function, effect.bar)
+            else:
+                self._show(function, effect)
+
+    def message(self, address: int, data: int) -> None:
+        """Deliver an interrupt message: to the local APIC, or as the plain store that it is elsewhere."""
+        if lapic.BASE <= address < lapic.MESSAGE_END:
+            if not self.lapic.message(address, data):
+                self.guest_error("interrupt message for nobody", f"address {address:#x}, data {data:#x}")
+            return
+        for mapping in self._memory:
+            if mapping.address <= address <= mapping.end - 4:
+                offset = address - mapping.address
+                memoryview(mapping.memory).cast("B")[offset : offset + 4] = data.to_bytes(4, "little")  # type: ignore[arg-type]
+                return
+        self.guest_error("interrupt message for nobody", f"address {address:#x}, data {data:#x}")
+
+    # -- address map ---------------------------------------------------------------------------------
+
+    def add_memory(self, mapping: Mapping) -> bool:
+        """Show memory to the CPU; False when something else is there already."""
+        if self._overlaps(mapping.address, mapping.end):
+            return False
+        self._memory.append(mapping)
+        self.cpu.map_memory(mapping.address, mapping.memory, mapping.size)
+        return True
+
+    def _overlaps(self, start: int, end: int) -> bool:
+        if any(start < other.end and other.address < end for other in self._memory):
+            return True
+        return self.mmio.any_between(start, end)
+
+    def _add_mmio(self, mmio: Range) -> bool:
+        first, last = mmio.start & -PAGE_BYTES, -(-mmio.end // PAGE_BYTES) * PAGE_BYTES
+        if any(first < other.end and other.address < last for other in self._memory):
+            return False
+        for address in self.mmio.add(mmio):
+            self.cpu.map_mmio_page(address)
+        return True
+
+    def _show(self, function: PciFunction, effect: MapBar) -> None:
+        bar, address = function.bars[effect.bar], effect.address
+        if bar.is_io or address is None:
+            return
+        shown: Mapping | Range
+        if effect.bar == MEMORY_BAR and function in self._links:
+            shown = Mapping(address, bar.size_bytes, self._links[function].memory)
+            placed = self.add_memory(shown)
+        else:
+            shown = Range(
+                address,
+                bar.size_bytes,
+                lambda offset, size: function.read_bar(effect.bar, offset, size),
+                lambda offset, size, value: self.act(function, function.write_bar(effect.bar, offset, size, value)),
+            )
+            placed = self._add_mmio(shown)
+        if placed:
+            self._bars[function, effect.bar] = shown
+        else:
+            self.guest_error("BAR over other memory", f"{function.name} BAR {effect.bar} at {address:#x} stays hidden")
+
+    def _hide(self, function: PciFunction, bar: int) -> None:
+        shown = self._bars.pop((function, bar), None)
+        if isinstance(shown, Mapping):
+            self._memory.remove(shown)
+            self.cpu.unmap(shown.address, shown.size)
+        elif shown is not None:
+            for address in self.mmio.remove(shown):
+                self.cpu.unmap(address, PAGE_BYTES)
+
+    def bar_is_visible(self, function: PciFunction, bar: int) -> bool:
+        """Tell whether the CPU sees a BAR now."""
+        return (function, bar) in self._bars
+
+    def reset(self) -> None:
+        """Reset every PCI function and the local APIC."""
+        self.pci.reset()
+        self.lapic.reset()

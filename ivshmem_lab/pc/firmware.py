@@ -1,0 +1,77 @@
+"""What firmware does before a kernel runs: give every BAR an address and switch decoding on.
+
+A PC's firmware (QEMU's SeaBIOS) leaves the devices so; our machine has no firmware image and does it here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..device.pci import COMMAND, COMMAND_IO, COMMAND_MEMORY, COMMAND_SERR, INTERRUPT_LINE
+
+if TYPE_CHECKING:
+    from ..device.pci import Bar, PciFunction
+    from .board import Board
+
+WINDOW_START = 0xC0000000
+WINDOW_END = 0xFEC00000
+"""Where a PC has PCI memory below 4 GiB: above RAM, below the I/O APIC."""
+HIGH_START = 1 << 32
+IO_START = 0xC000
+PM_INTERRUPT_LINE = 9
+
+
+class Allocator:
+    """Hands out addresses of PCI memory, from the top of the window down, and above 4 GiB what does not fit."""
+
+    def __init__(self, window_start: int = WINDOW_START, window_end: int = WINDOW_END) -> None:
+        self._start = window_start
+        self._top = window_end
+        self._high = HIGH_START
+        self._io = IO_START
+
+    def address(self, bar: Bar) -> int | None:
+        """Return an aligned address for a BAR, or None when there is no room for it."""
+        if bar.is_io:
+            self._io, address = self._io + max(bar.size_bytes, 16), self._io
+            return address
+        address = self._top - bar.size_bytes & -bar.size_bytes
+        if address >= self._start:
+            self._top = address
+            return address
+        if not bar.is_64bit:
+            return None
+        address = -(-self._high // bar.size_bytes) * bar.size_bytes
+        self._high = address + bar.size_bytes
+        return address
+
+
+def assign(board: Board, functions: list[PciFunction], window_start: int = WINDOW_START) -> None:
+    """Program the BARs of some functions and enable them, largest first.
+
+    Parameters
+    ----------
+    board
+        Carries out the mapping.
+    functions
+        Which ones.
+    window_start
+        The lowest address that may be used below 4 GiB.
+    """
+    allocator = Allocator(window_start)
+    wanted = sorted(
+        ((bar, function) for function in functions for bar in function.bars.values()),
+        key=lambda item: -item[0].size_bytes,
+    )
+    for bar, function in wanted:
+        address = allocator.address(bar)
+        if address is None:
+            board.guest_error("no room for a BAR", f"{function.name} BAR {bar.index}, {bar.size_bytes} bytes")
+            continue
+        board.act(function, function.write_config(bar.offset, 4, address & 0xFFFFFFFF))
+        if bar.is_64bit:
+            board.act(function, function.write_config(bar.offset + 4, 4, address >> 32))
+    for function in functions:
+        board.act(function, function.write_config(COMMAND, 2, COMMAND_IO | COMMAND_MEMORY | COMMAND_SERR))
+        if function.read_config(INTERRUPT_LINE + 1, 1):
+            board.act(function, function.write_config(INTERRUPT_LINE, 1, PM_INTERRUPT_LINE))

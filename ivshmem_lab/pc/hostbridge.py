@@ -1,0 +1,167 @@
+"""PCI bus 0 behind configuration mechanism 1, and the functions of the i440FX/PIIX3 chipset.
+
+Ref: PCI 3.0, section 3.2.2.3.2 (ports 0xCF8 and 0xCFC). The chipset's identities and
+read-only bytes are those that QEMU 7.2 ``-machine pc`` shows at reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ..device.effects import Effects
+from ..device.pci import Bar, PciFunction
+from ..errors import DeviceError
+from .bus import Range, ones
+
+CONFIG_ADDRESS = 0xCF8
+SLOTS = 32
+ENABLE = 0x80000000
+INTEL = 0x8086
+
+Act = Callable[[PciFunction, Effects], None]
+
+
+class PciBus:
+    """The 32 slots of bus 0 and the two ports that reach them.
+
+    Parameters
+    ----------
+    act
+        Called with a function and the effects of a configuration write.
+    """
+
+    def __init__(self, act: Act) -> None:
+        self._act = act
+        self._address = 0
+        self._functions: dict[tuple[int, int], PciFunction] = {}
+
+    def plug(self, function: PciFunction, slot: int, number: int = 0) -> None:
+        """Put a function into a slot.
+
+        Raises
+        ------
+        DeviceError
+            When the slot does not exist or is in use.
+        """
+        if not 0 <= slot < SLOTS:
+            raise DeviceError(f"slot {slot} does not exist: a PCI bus has slots 0 to {SLOTS - 1}")
+        if (slot, number) in self._functions:
+            raise DeviceError(f"slot {slot} function {number} is in use by {self._functions[slot, number].name}")
+        self._functions[slot, number] = function
+
+    def unplug(self, slot: int, number: int = 0) -> PciFunction:
+        """Take a function out of its slot."""
+        return self._functions.pop((slot, number))
+
+    def free_slot(self) -> int | None:
+        """Return the lowest slot without a function 0, or None when the bus is full."""
+        return next((slot for slot in range(SLOTS) if (slot, 0) not in self._functions), None)
+
+    def slot_of(self, function: PciFunction) -> int:
+        """Return the slot in which a function sits."""
+        return next(slot for (slot, _), other in self._functions.items() if other is function)
+
+    def __iter__(self) -> Iterator[tuple[int, int, PciFunction]]:
+        """Yield (slot, function number, function), in bus order."""
+        for (slot, number), function in sorted(self._functions.items(), key=lambda item: item[0]):
+            yield slot, number, function
+
+    def at(self, slot: int, number: int = 0) -> PciFunction | None:
+        """Return the function in a slot, if there is one."""
+        return self._functions.get((slot, number))
+
+    # -- the ports -----------------------------------------------------------------------------------
+
+    def ports(self) -> Range:
+        """Return 0xCF8 to 0xCFF as a port range."""
+        return Range(CONFIG_ADDRESS, 8, self._read, self._write)
+
+    def _selected(self) -> PciFunction | None:
+        if not self._address & ENABLE or self._address >> 16 & 0xFF:
+            return None
+        return self._functions.get((self._address >> 11 & 31, self._address >> 8 & 7))
+
+    def _read(self, offset: int, size: int) -> int:
+        if offset < 4:
+            return self._address if offset == 0 and size == 4 else ones(size)
+        function = self._selected()
+        if function is None:
+            return ones(size)
+        return function.read_config((self._address & 0xFC) + offset - 4, size)
+
+    def _write(self, offset: int, size: int, value: int) -> None:
+        if offset < 4:
+            if offset == 0 and size == 4:
+                self._address = value
+            return
+        function = self._selected()
+        if function is not None:
+            self._act(function, function.write_config((self._address & 0xFC) + offset - 4, size, value))
+
+    def reset(self) -> None:
+        """Return every function to power-on values."""
+        self._address = 0
+        for _, _, function in self:
+            self._act(function, function.reset())
+
+
+def chipset() -> list[tuple[int, int, PciFunction]]:
+    """Return the functions that every ``-machine pc`` has: (slot, function number, function)."""
+    return [
+        (
+            0,
+            0,
+            PciFunction(
+                "i440FX",
+                vendor=INTEL,
+                device=0x1237,
+                revision=2,
+                class_code=0x0600,
+                initial={0x57: b"\x04", 0x72: b"\x02"},
+                writable={0x58: b"\xff" * 8, 0x72: b"\x08"},
+            ),
+        ),
+        (
+            1,
+            0,
+            PciFunction(
+                "PIIX3",
+                vendor=INTEL,
+                device=0x7000,
+                class_code=0x0601,
+                status=0x0200,
+                header_type=0x80,
+                initial={0x4C: b"\x4d\x00\x03", 0x60: b"\x80\x80\x80\x80", 0x69: b"\x02", 0x70: b"\x80"},
+                writable={0x60: b"\xff\xff\xff\xff"},
+            ),
+        ),
+        (
+            1,
+            1,
+            PciFunction(
+                "piix3-ide",
+                vendor=INTEL,
+                device=0x7010,
+                class_code=0x0101,
+                prog_if=0x80,
+                status=0x0280,
+                bars=(Bar(4, 16, is_io=True),),
+                writable={0x40: b"\xff" * 4},
+            ),
+        ),
+        (
+            1,
+            3,
+            PciFunction(
+                "PIIX4_PM",
+                vendor=INTEL,
+                device=0x7113,
+                revision=3,
+                class_code=0x0680,
+                status=0x0280,
+                interrupt_pin=1,
+                initial={0x40: b"\x01", 0x5F: b"\x10", 0x63: b"\x60", 0x90: b"\x01"},
+                writable={0x40: b"\xc0\xff", 0x80: b"\x01", 0x90: b"\xc0\xff"},
+            ),
+        ),
+    ]

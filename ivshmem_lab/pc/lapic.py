@@ -1,0 +1,133 @@
+"""The local APIC: enough to take interrupt messages, one after the other, by priority.
+
+Ref: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3, chapter "Advanced Programmable
+Interrupt Controller (APIC)": 10.4 (registers), 10.8 (handling interrupts), 10.11 (message signalled interrupts).
+One CPU; no timer, no I/O APIC, no start-up messages.
+"""
+
+from __future__ import annotations
+
+BASE = 0xFEE00000
+SIZE = 0x1000
+MESSAGE_END = 0xFEF00000
+VERSION = 0x00050014
+ENABLED = 0x100
+BROADCAST = 0xFF
+
+ID, VERSION_AT, TPR, PPR, EOI, LDR, DFR, SVR = 0x20, 0x30, 0x80, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0
+ISR, TMR, IRR, ESR, ICR_LOW, ICR_HIGH = 0x100, 0x180, 0x200, 0x280, 0x300, 0x310
+LVT_FIRST, LVT_LAST = 0x320, 0x370
+MASKED = 0x10000
+
+
+class Lapic:
+    """One CPU's interrupt controller, with vectors as bits of two integers.
+
+    Parameters
+    ----------
+    apic_id
+        The id to which messages are sent.
+    """
+
+    def __init__(self, apic_id: int = 0) -> None:
+        self.apic_id = apic_id
+        self.requested = 0
+        self._in_service = 0
+        self._priority = 0
+        self._spurious = 0xFF
+        self._logical = 0
+        self._format = 0xFFFFFFFF
+        self._scratch: dict[int, int] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to power-on: disabled, nothing requested."""
+        self.requested = self._in_service = self._priority = 0
+        self._spurious = 0xFF
+        self._logical, self._format = 0, 0xFFFFFFFF
+        self._scratch = dict.fromkeys(range(LVT_FIRST, LVT_LAST + 1, 0x10), MASKED)
+
+    # -- messages and the CPU ------------------------------------------------------------------------
+
+    def message(self, address: int, data: int) -> bool:
+        """Take an interrupt message; tells whether it was for us and of a kind we know (fixed, lowest priority)."""
+        destination = address >> 12 & 0xFF
+        if address & 0x4:
+            wanted = destination == BROADCAST or bool(destination & self._logical >> 24)
+        else:
+            wanted = destination in (BROADCAST, self.apic_id)
+        vector = data & 0xFF
+        if not wanted or data >> 8 & 7 > 1 or vector < 16:
+            return False
+        self.requested |= 1 << vector
+        return True
+
+    def pending(self) -> int | None:
+        """Return the vector that may interrupt the CPU now, or None."""
+        if not self.requested or not self._spurious & ENABLED:
+            return None
+        vector = self.requested.bit_length() - 1
+        return vector if vector >> 4 > self._processor_priority() >> 4 else None
+
+    def acknowledge(self, vector: int) -> None:
+        """Move a vector from requested to in service: the CPU takes it."""
+        bit = 1 << vector
+        self.requested &= ~bit
+        self._in_service |= bit
+
+    def _processor_priority(self) -> int:
+        in_service = self._in_service.bit_length() - 1 if self._in_service else 0
+        return max(self._priority, in_service & 0xF0)
+
+    # -- registers -----------------------------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> int:
+        """Read a register; they are 32 bits wide at multiples of 16."""
+        if size != 4 or offset & 0xF:
+            return 0
+        if ISR <= offset < ESR:
+            word = offset >> 4 & 7
+            block = offset & ~0x7F
+            bits = self._in_service if block == ISR else self.requested if block == IRR else 0
+            return bits >> 32 * word & 0xFFFFFFFF
+        values = {
+            ID: self.apic_id << 24,
+            VERSION_AT: VERSION,
+            TPR: self._priority,
+            PPR: self._processor_priority(),
+            LDR: self._logical,
+            DFR: self._format,
+            SVR: self._spurious,
+        }
+        return values.get(offset, self._scratch.get(offset, 0))
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write a register."""
+        if offset == EOI:
+            if self._in_service:
+                self._in_service &= ~(1 << self._in_service.bit_length() - 1)
+        elif size != 4:
+            return
+        elif offset == TPR:
+            self._priority = value & 0xFF
+        elif offset == SVR:
+            self._spurious = value & 0x1FF
+        elif offset == LDR:
+            self._logical = value & 0xFF000000
+        elif offset == DFR:
+            self._format = value | 0x0FFFFFFF
+        elif offset == ICR_LOW:
+            self._scratch[ICR_LOW] = value & ~0x1000
+            self._send(value)
+        elif offset == ICR_HIGH or LVT_FIRST <= offset <= LVT_LAST:
+            self._scratch[offset] = value
+
+    def _send(self, command: int) -> None:
+        """Carry out an inter-processor interrupt; there is one processor."""
+        shorthand = command >> 18 & 3
+        destination = self._scratch.get(ICR_HIGH, 0) >> 24
+        if shorthand == 3:
+            return
+        if shorthand in (1, 2):
+            destination, command = self.apic_id, command & ~0x800
+        self.message(BASE | destination << 12 | (command >> 9 & 4), command & 0x7FF)

@@ -1,0 +1,194 @@
+"""Our PC: a board with memory, the i440FX chipset's functions, a serial port, debug exit and hot-plug ports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import DeviceError
+from . import acpi_hotplug, firmware, multiboot, uart
+from .board import Board, Link, Mapping
+from .bus import Range
+from .hostbridge import chipset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..device.ivshmem import Ivshmem
+    from ..device.pci import PciFunction
+    from .cpu import Cpu
+
+IDLE = b"\xfa\xf4\xeb\xfd"
+IDLE_ADDRESS = 0x7C00
+"""Without a kernel the CPU rests here: ``cli; hlt; jmp`` back to the hlt."""
+
+
+@dataclass(slots=True)
+class Hooks:
+    """Whom the machine tells."""
+
+    transmit: Callable[[int], None] = lambda byte: None
+    """A byte left the serial port."""
+    transmitter_ready: Callable[[], bool] = lambda: True
+    """Tells whether the serial port's other end takes more."""
+    debug_exit: Callable[[int], None] = lambda status: None
+    """The guest ended the machine, with this exit status (1, 3, 5, …)."""
+    device_deleted: Callable[[str, Ivshmem], None] = lambda device_id, device: None
+    """The guest let a device go."""
+
+
+@dataclass(slots=True)
+class _Latch:
+    """Ports that only remember what was written: interrupt controller masks, the POST port."""
+
+    value: int = 0xFF
+
+    def read(self, offset: int, size: int) -> int:
+        del offset, size
+        return self.value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        del offset, size
+        self.value = value & 0xFF
+
+
+@dataclass(slots=True)
+class Peripheral:
+    """A device that a user plugged."""
+
+    device: Ivshmem
+    slot: int
+    hotplugged: bool = False
+
+
+class Machine(Board):
+    """The whole PC.
+
+    Parameters
+    ----------
+    cpu
+        The CPU.
+    ram
+        Guest memory, a writable buffer of whole MiB.
+    kernel
+        What to start, or None to rest.
+    hooks
+        Whom to tell.
+    """
+
+    def __init__(
+        self, cpu: Cpu, ram: memoryview, kernel: multiboot.Kernel | None = None, hooks: Hooks | None = None
+    ) -> None:
+        super().__init__(cpu)
+        self.ram = ram
+        self.kernel = kernel
+        self.hooks = hooks or Hooks()
+        self.peripherals: dict[str, Peripheral] = {}
+        """Plugged devices by id."""
+        self.uart = uart.Uart(self.hooks.transmit, self.hooks.transmitter_ready)
+        self.hotplug = acpi_hotplug.AcpiHotplug(self._ejected, self._removable)
+        for slot, number, function in chipset():
+            self.pci.plug(function, slot, number)
+        self.ports.add(Range(uart.COM1, uart.PORTS, self.uart.read, self.uart.write))
+        self.ports.add(Range(acpi_hotplug.BASE, acpi_hotplug.SIZE, self.hotplug.read, self.hotplug.write))
+        for port in (0x20, 0x21, 0xA0, 0xA1, 0x80):
+            latch = _Latch()
+            self.ports.add(Range(port, 1, latch.read, latch.write))
+        self.add_memory(Mapping(0, len(ram), ram))
+
+    def add_debug_exit(self, port: int, ports: int) -> None:
+        """Add QEMU's ``isa-debug-exit``: writing v ends the machine with status ``v << 1 | 1``."""
+        if any(self.ports.answers(port + index) for index in range(ports)):
+            raise DeviceError(f"isa-debug-exit: port {port:#x} is in use; choose another iobase, such as 0xf4")
+        self.ports.add(
+            Range(
+                port,
+                ports,
+                lambda offset, size: 0,
+                lambda offset, size, value: self.hooks.debug_exit((value << 1 | 1) & 0xFF),
+            )
+        )
+
+    # -- devices -------------------------------------------------------------------------------------
+
+    def add_device(
+        self, device_id: str, device: Ivshmem, link: Link, slot: int | None = None, *, hotplugged: bool
+    ) -> int:
+        """Plug a device; a hot-plugged one is announced to the guest.
+
+        Returns
+        -------
+        int
+            Its slot.
+
+        Raises
+        ------
+        DeviceError
+            When the id or the slot is in use, or no slot is left. The texts are QEMU's.
+        """
+        if device_id in self.peripherals:
+            raise DeviceError(f"Duplicate device ID '{device_id}'")
+        if slot is None:
+            slot = self.pci.free_slot()
+            if slot is None:
+                raise DeviceError(f"PCI: no slot/function available for {device.name}, all in use or reserved")
+        elif (holder := self.pci.at(slot)) is not None:
+            raise DeviceError(
+                f"PCI: slot {slot} function 0 not available for {device.name}, in use by {holder.name},id={self._id_of(holder)}"
+            )
+        self.plug_ivshmem(device, link, slot)
+        self.peripherals[device_id] = Peripheral(device, slot, hotplugged)
+        if hotplugged:
+            self.hotplug.came(slot)
+        return slot
+
+    def _id_of(self, function: PciFunction) -> str:
+        return next((name for name, plugged in self.peripherals.items() if plugged.device is function), "(null)")
+
+    def ask_to_go(self, device_id: str) -> None:
+        """Ask the guest to let a device go; it is gone when the guest ejects it.
+
+        Raises
+        ------
+        DeviceError
+            When there is no such device.
+        """
+        if device_id not in self.peripherals:
+            raise DeviceError(f"Device '{device_id}' not found")
+        self.hotplug.asked_to_go(self.peripherals[device_id].slot)
+
+    def _removable(self) -> int:
+        # QEMU 7.2 lets every slot but the chipset's (0 and 1) go, occupied or not.
+        return 0xFFFFFFFC
+
+    def _ejected(self, slot: int) -> None:
+        for device_id, plugged in list(self.peripherals.items()):
+            if plugged.slot == slot:
+                self.unplug(slot)
+                del self.peripherals[device_id]
+                self.hooks.device_deleted(device_id, plugged.device)
+
+    # -- power ---------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Reset everything but memory; devices that were asked to go are gone (QEMU 7.2)."""
+        for slot in self.hotplug.waiting():
+            self._ejected(slot)
+        super().reset()
+        self.uart.reset()
+        self.hotplug.reset()
+
+    def start(self) -> multiboot.Start:
+        """Do the firmware's work and load the kernel.
+
+        Returns
+        -------
+        Start
+            Where and how the CPU begins.
+        """
+        functions = [function for _, _, function in self.pci]
+        firmware.assign(self, functions, max(firmware.WINDOW_START, len(self.ram)))
+        if self.kernel is None:
+            self.ram[IDLE_ADDRESS : IDLE_ADDRESS + len(IDLE)] = IDLE
+            return multiboot.Start(IDLE_ADDRESS, 0, 0)
+        return multiboot.load(self.kernel, self.ram)
