@@ -7,8 +7,10 @@ Rules that were measured on Unicorn 2.1.4 and hold everything together:
    block, with paging off: the engine looks for code at the *virtual* address of what goes, and under NX that
    look-up raises a page fault in the guest.
 3. Callbacks never raise: a failure is kept, the guest reads ones, and the next block stops it.
-4. HLT ends ``emu_start``; a run that ended without the hook having fired has halted.
-5. An interrupt is not taken between ``sti`` and the instruction behind it (Intel SDM volume 2, STI).
+4. A hook for unmapped memory makes every store of the guest ten times slower while it is there: it is added for
+   the one instruction that needs it.
+5. HLT ends ``emu_start``; a run that ended without the hook having fired has halted.
+6. An interrupt is not taken between ``sti`` and the instruction behind it (Intel SDM volume 2, STI).
 """
 
 from __future__ import annotations
@@ -120,16 +122,15 @@ class UnicornCpu:
             True when exceptions and unmapped memory are ours, too: false on a user's engine.
         """
         self._board = board
-        port_in, port_out, interrupt, unmapped = self._callbacks
+        port_in, port_out, interrupt, _ = self._callbacks
         self._engine.hook(uc.HOOK_INSTRUCTION, port_in, instruction=uc.INSTRUCTION_IN)
         self._engine.hook(uc.HOOK_INSTRUCTION, port_out, instruction=uc.INSTRUCTION_OUT)
         if whole_machine:
             self._engine.hook(uc.HOOK_INTERRUPT, interrupt)
-            self._engine.hook(uc.HOOK_UNMAPPED, unmapped)
 
     def close(self) -> None:
         """Take our hooks and mappings out of the engine; a user's engine goes on without us."""
-        self._engine.unhook()
+        self._engine.unhook_all()
         self._leaving = [(address, size_bytes) for address, (size_bytes, _) in self._shown.items()]
         self._coming.clear()
         self.settle()
@@ -171,7 +172,7 @@ class UnicornCpu:
         """Hide what was shown; while the guest runs, at the next block."""
         self._leaving.append((address, size_bytes))
         if self._running:
-            self.flag.kick = 1
+            self.stop_soon()
         else:
             self.settle()
 
@@ -190,11 +191,16 @@ class UnicornCpu:
         for arrive in coming:
             arrive()
 
+    def stop_soon(self) -> None:
+        """Have the run end at the next block; from callbacks of this CPU."""
+        self.flag.skip = 0
+        self.flag.kick = 1
+
     # -- callbacks from the engine -------------------------------------------------------------------
 
     def _failed(self, error: BaseException) -> None:
         self.failure = self.failure or error
-        self.flag.kick = 1
+        self.stop_soon()
 
     def _read(self, engine: int, offset: int, size: int, base: int | None) -> int:
         try:
@@ -208,8 +214,8 @@ class UnicornCpu:
             board: Board = self._board  # type: ignore[assignment]
             board.write_mmio((base or 0) + offset, size, value)
             if board.lapic.requested:
-                # The write may have let an interrupt through (EOI, priority, unmasking): look at the next block.
-                self.flag.kick = 1
+                # The write may have let an interrupt through (EOI, priority, unmasking).
+                self.stop_soon()
         except BaseException as error:  # noqa: BLE001
             self._failed(error)
 
@@ -225,7 +231,7 @@ class UnicornCpu:
             board: Board = self._board  # type: ignore[assignment]
             board.write_port(port, size, value)
             if board.lapic.requested:
-                self.flag.kick = 1
+                self.stop_soon()
         except BaseException as error:  # noqa: BLE001
             self._failed(error)
 
@@ -235,6 +241,7 @@ class UnicornCpu:
 
     def _unmapped(self, engine: int, kind: int, address: int, size: int, value: int, user_data: int | None) -> bool:
         """Answer an access to nothing as a bus does: the page becomes registers that nobody answers."""
+        self.stop_soon()
         try:
             for page in sorted({address & -PAGE_BYTES, (address + size - 1) & -PAGE_BYTES}):
                 if page in self._shown:
@@ -262,6 +269,11 @@ class UnicornCpu:
         self.exception = None
         self._running = True
         code: int = uc.emu_start(self._handle, pc, uc.NEVER, 0, 0)
+        if code in uc.UNMAPPED:
+            # The same instruction again, now with somebody to answer; the next block stops the run.
+            hook = self._engine.hook(uc.HOOK_UNMAPPED, self._callbacks[-1])
+            code = uc.emu_start(self._handle, self.pc, uc.NEVER, 0, 0)
+            self._engine.unhook(hook)
         self._running = False
         if self._leaving:
             self.settle()

@@ -106,12 +106,13 @@ class Emulator:
 
     async def close(self) -> None:
         """End the vCPU's thread and give everything back."""
-        self.runner.close()
+        self.runner.end()
         if self._serial is not None:
             self._serial.close()
         for link in self._links.values():
             if isinstance(link, ServerLink):
                 link.close()
+        self.runner.close()
         for backend in self.backends.values():
             backend.close()
         for chardev in self.chardevs.values():
@@ -335,7 +336,7 @@ class Emulator:
 
     def _debug_exit(self, status: int) -> None:
         self.runner.pause()
-        self.cpu.flag.kick = 1
+        self.cpu.stop_soon()
         self._end(status)
 
     def _end(self, status: int) -> None:

@@ -21,6 +21,8 @@ HOOK_UNMAPPED = unicorn_const.UC_HOOK_MEM_READ_UNMAPPED | unicorn_const.UC_HOOK_
 HOOK_INSTRUCTION = unicorn_const.UC_HOOK_INSN
 INSTRUCTION_IN, INSTRUCTION_OUT = x86_const.UC_X86_INS_IN, x86_const.UC_X86_INS_OUT
 INVALID_INSTRUCTION = unicorn_const.UC_ERR_INSN_INVALID
+UNMAPPED = (unicorn_const.UC_ERR_READ_UNMAPPED, unicorn_const.UC_ERR_WRITE_UNMAPPED)
+"""Errors of an access to nothing; the instruction has not been carried out."""
 NEVER = 0xFFFFFFFFFFFFFFFF
 """An ``until`` that no 32-bit guest reaches."""
 
@@ -114,7 +116,7 @@ class Engine:
 
     def __init__(self, uc: Any = None) -> None:
         if uc is None:
-            uc = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_32)  # type: ignore[no-untyped-call]
+            uc = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_32)
         elif not isinstance(uc, Uc):
             raise DeviceError(f"{uc!r} is not a unicorn.Uc; make one with Uc(UC_ARCH_X86, UC_MODE_32)")
         mode = uc.query(unicorn_const.UC_QUERY_MODE)
@@ -124,8 +126,8 @@ class Engine:
         self.handle: int = uc._uch.value  # noqa: SLF001 - raw calls need it
         self._hooks: list[int] = []
 
-    def hook(self, kind: int, function: Any, user_data: int = 0, instruction: int | None = None) -> None:
-        """Add a hook: `function` is a ctypes callback or an address."""
+    def hook(self, kind: int, function: Any, user_data: int = 0, instruction: int | None = None) -> int:
+        """Add a hook: `function` is a ctypes callback or an address. Returns what `unhook` takes."""
         handle = _size()
         address = function if isinstance(function, int) else address_of(function)
         extra = () if instruction is None else (_int(instruction),)
@@ -141,12 +143,17 @@ class Engine:
         )
         check(code, "uc_hook_add")
         self._hooks.append(handle.value)
+        return handle.value
 
-    def unhook(self) -> None:
+    def unhook(self, handle: int) -> None:
+        """Remove a hook."""
+        self._hooks.remove(handle)
+        _hook_del(self.handle, handle)
+
+    def unhook_all(self) -> None:
         """Remove all hooks that were added here."""
-        for handle in self._hooks:
-            _hook_del(self.handle, handle)
-        self._hooks.clear()
+        while self._hooks:
+            self.unhook(self._hooks[-1])
 
     def map_memory(self, address: int, size_bytes: int, rights: int, pointer: int) -> None:
         """Show host memory at a physical address."""
@@ -181,7 +188,7 @@ def address_of(callback: Any) -> int:
 
 def error_text(code: int) -> str:
     """Return the engine's words for an error code."""
-    return str(UcError(code))  # type: ignore[no-untyped-call]
+    return str(UcError(code))
 
 
 def check(code: int, what: str) -> None:

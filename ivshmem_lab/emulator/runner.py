@@ -22,8 +22,11 @@ log = logging.getLogger("ivshmem_lab.emulator")
 
 T = TypeVar("T")
 
+UNWATCHED_BLOCKS = 4096
+"""Blocks that a guest runs after it was woken before the watcher is armed: most go back to sleep before."""
 RETRY_BLOCKS = 16
-"""Blocks to let pass before asking again whether a waiting interrupt can be taken."""
+RETRY_LIMIT = 1024
+"""Blocks to let pass before asking again whether a waiting interrupt can be taken: doubled each time, up to here."""
 
 
 class RunState(Enum):
@@ -68,6 +71,7 @@ class Runner:
         self._fresh = cpu.save()
         self._pc = 0
         self._halted = False
+        self._watched = False
         self._quit = False
         self._thread = threading.Thread(target=self._main, name="vcpu", daemon=True)
 
@@ -106,16 +110,20 @@ class Runner:
             self.events.post(run)
         return future
 
-    def close(self) -> None:
-        """End the thread; the guest stops where it is."""
+    def end(self) -> None:
+        """End the thread; the guest stops where it is. Devices can then be taken apart."""
 
-        def end() -> None:
+        def leave() -> None:
             self._quit = True
 
         if self._thread.is_alive():
-            self.events.post(end)
+            self.events.post(leave)
             self._thread.join()
         self._quit = True
+
+    def close(self) -> None:
+        """Give everything back, after `end`."""
+        self.end()
         self.events.close()
         self.cpu.close()
 
@@ -145,23 +153,21 @@ class Runner:
 
     def _main(self) -> None:
         assert self._machine is not None
-        lapic, events, flag = self._machine.lapic, self.events, self.cpu.flag
+        lapic, events = self._machine.lapic, self.events
+        retry = RETRY_BLOCKS
         while not self._quit:
             if self.state is not RunState.RUNNING:
                 events.dispatch(None)
                 continue
-            flag.skip = 0
             waiting = lapic.requested and self._interrupt(lapic.pending())
             if self._halted:
                 events.dispatch(None)
-                continue
-            flag.kick = 1 if waiting else 0
-            if waiting:
-                flag.skip = RETRY_BLOCKS
-            if events.posted:
-                events.dispatch(0)
-                continue
-            self._run()
+            elif waiting:
+                self._run(retry)
+                retry = min(2 * retry, RETRY_LIMIT)
+            else:
+                self._run(0 if self._watched else UNWATCHED_BLOCKS)
+                retry = RETRY_BLOCKS
 
     def _interrupt(self, vector: int | None) -> bool:
         """Deliver a pending vector; True when it has to wait for the guest."""
@@ -180,12 +186,26 @@ class Runner:
         self._pc, self._halted = target, False
         return False
 
-    def _run(self) -> None:
+    def _run(self, blocks: int) -> None:
+        """Run for so many blocks, or, watched, without end (0)."""
         cpu, flag = self.cpu, self.cpu.flag
         fired = flag.fired
-        self.events.arm()
-        code = cpu.run(self._pc)
-        self.events.disarm()
+        flag.skip = blocks
+        flag.kick = 1 if blocks else 0
+        if self.events.posted:
+            # Whoever posts after this look sets the flag after us.
+            self.events.dispatch(0)
+            return
+        if blocks:
+            code = cpu.run(self._pc)
+        else:
+            self.events.arm()
+            code = cpu.run(self._pc)
+            self.events.disarm()
+        if not code and flag.fired == fired and cpu.exception is None and cpu.failure is None:
+            # Only an interrupt goes on from here, and that reads where the CPU stands.
+            self._halted, self._watched = True, False
+            return
         self._pc = cpu.pc
         if cpu.failure is not None:
             self._broken(f"a device failed: {cpu.failure!r}", cpu.failure)
@@ -195,9 +215,8 @@ class Runner:
             self._exception(INVALID_OPCODE)
         elif code:
             self._broken(f"the guest cannot go on at {self._pc:#x}: {error_text(code)}", None)
-        elif flag.fired == fired:
-            self._halted = True
         else:
+            self._watched = True
             self.events.dispatch(0)
 
     def _exception(self, vector: int) -> None:

@@ -1,0 +1,56 @@
+# Everything happens in .venv beside this file. `make help` lists what there is.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo lab test guests clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
+
+demo: $(VENV)/.demo  ## install into .venv, then let two emulated PCs and Python interrupt each other
+	@$(BIN)/ivshmem-lab demo
+
+lab: $(VENV)/.lab  ## open the first notebook in JupyterLab
+	@$(BIN)/jupyter lab notebooks/00-start-here.ipynb
+
+test: $(VENV)/.test  ## install what the tests need, then run every check
+	@tests/apt.sh
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+guests: $(VENV)/.demo  ## build the guest programs again from their sources (needs gcc)
+	@$(BIN)/python -m ivshmem_lab.guests.toolchain
+
+clean:  ## remove .venv and everything that was built
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis ivshmem-demo.*
+	@find ivshmem_lab tests -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp says which extras .venv holds; it is out of date when pyproject.toml changes.
+# Tests run with the versions that Binder gets, so that what is tested is what is shown.
+$(VENV)/.lab: EXTRAS := [lab]
+$(VENV)/.test: EXTRAS := [lab,test]
+$(VENV)/.test: PINS := -c $(VENV)/pins.txt
+$(VENV)/.test: binder/requirements.txt
+$(VENV)/.lab $(VENV)/.test: COVERED := $(VENV)/.demo
+$(VENV)/.test: COVERED += $(VENV)/.lab
+
+$(VENV)/.demo $(VENV)/.lab $(VENV)/.test: pyproject.toml $(BIN)/python
+	@echo "Installing ivshmem-lab$(EXTRAS) into $(VENV): about a minute, once ..."
+	@grep -v '^-e' binder/requirements.txt >$(VENV)/pins.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PINS) -e '.$(EXTRAS)'
+	@touch $(COVERED) $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "ivshmem-lab needs Python 3.11 or newer, and '$(PYTHON)' is not; name one that is: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }

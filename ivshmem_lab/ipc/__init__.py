@@ -1,0 +1,1 @@
+"""What touches the operating system: shared memory, eventfds, passed file descriptors, where sockets live."""

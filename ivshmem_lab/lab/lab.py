@@ -1,0 +1,349 @@
+"""A lab: what a user holds.
+
+::
+
+    with Lab() as lab:
+        board = lab.server("board", size="4M", vectors=2)
+        alice = lab.vm("alice", guest="pingpong", connect=board)
+        me = lab.peer("me", connect=board)
+        lab.start()
+        me.ring(alice.peer_id, vector=0)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from ..errors import LabError, UsageError
+from ..ipc.memory import SharedMemory
+from ..ipc.runtime_dir import check_socket_path, runtime_dir
+from ..peer.peer import Peer
+from ..units import check_memory_size, format_size, parse_size
+from ..vm.command import Connection, Machine
+from ..vm.qemu import find_emulator
+from ..vm.vm import Vm
+from .arguments import read_cpu, read_guest, read_guest_arguments, read_name, read_vm_memory
+from .guard import Guard
+from .loop import LabLoop
+from .members import LabServer, LabVm, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+
+class Lab:
+    """Servers, virtual machines and host peers that end together.
+
+    Calls may come from any thread and return when the thing is done. A thread of the lab's own
+    runs what has to run in the background, so a lab works the same in a script, in a notebook whose
+    own event loop is running, and in a test.
+
+    Everything ends with `close`, with the end of ``with``, with the interpreter, and, by a small
+    process that waits for it, when this process is killed.
+
+    Raises
+    ------
+    UsageError
+        There is no private directory for sockets.
+    LabError
+        The lab's helper process could not be started.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._members: dict[str, LabServer | LabVm | Peer | None] = {}  # None: the name is being taken
+        self._peer_servers: dict[str, LabServer] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._finished = False
+        self.directory = Path(tempfile.mkdtemp(prefix="lab-", dir=runtime_dir()))
+        try:
+            self.guard = Guard(self.directory)
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+        try:
+            self.loop = LabLoop()
+        except BaseException:
+            self.guard.close()
+            raise
+        atexit.register(self.close)
+
+    # -- what one puts into it ------------------------------------------------------------------------
+
+    def server(self, name: str, size: str | int = "4M", vectors: int = 2) -> LabServer:
+        """Start an ivshmem server with a shared memory of its own.
+
+        Parameters
+        ----------
+        name
+            Its name in the lab.
+        size
+            Shared memory in bytes, or as ``"4M"``; a power of two, at least one page.
+        vectors
+            Interrupt vectors of every peer.
+
+        Returns
+        -------
+        LabServer
+            It listens already.
+
+        Raises
+        ------
+        UsageError
+            A value is not allowed.
+        LabError
+            The lab is closed.
+        """
+        self.require_open(f"lab.server({name!r})")
+        size_bytes = check_memory_size(parse_size(size))
+        path = check_socket_path(self.directory / f"{read_name(name)}.sock")
+        with self._taking(name):
+            memory = SharedMemory.create_memfd(size_bytes, name)
+            try:
+                server = LabServer(self, name, path, memory, vectors)
+                self.loop.call(server.begin())
+            except BaseException:
+                memory.close()
+                raise
+            self._members[name] = server
+        return server
+
+    def vm(
+        self,
+        name: str,
+        guest: str | os.PathLike[str] | None = "pingpong",
+        args: Mapping[str, object] | str | None = None,
+        *,
+        emulator: str = "unicorn",
+        connect: LabServer | list[LabServer] | tuple[LabServer, ...] | None = None,
+        memory: str | int = "32M",
+        cpu: int | None = None,
+    ) -> LabVm:
+        """Define a virtual machine; `start` starts it.
+
+        Parameters
+        ----------
+        name
+            Its name in the lab.
+        guest
+            The name of a guest that comes with the package, the path of a multiboot ELF, or None for
+            the firmware alone (real QEMU).
+        args
+            The guest's command line: a text, or a dict whose items become ``key=value``.
+        emulator
+            ``"unicorn"`` (ours) or ``"qemu"``.
+        connect
+            The server to join, or a list of several: one ivshmem-doorbell device for each, in this order.
+        memory
+            The guest's RAM.
+        cpu
+            The one host CPU to run on; None for any.
+
+        Raises
+        ------
+        UsageError
+            A value is not allowed.
+        EmulatorNotFoundError
+            The emulator is not installed.
+        LabError
+            The lab is closed.
+        """
+        self.require_open(f"lab.vm({name!r})")
+        read_name(name)
+        servers = self._servers(connect)
+        machine = Machine(
+            name,
+            kernel=read_guest(guest),
+            append=read_guest_arguments(args),
+            memory_bytes=read_vm_memory(memory),
+            # QEMU's device wants a vector; one that the server never sends cannot fire.
+            connections=tuple(Connection(server.path, max(1, server.vectors)) for server in servers),
+        )
+        vm = Vm(
+            machine,
+            find_emulator(emulator),
+            cpu=read_cpu(cpu),
+            environment=self.guard.environment,
+            on_spawn=self.guard.add_process,
+            on_reaped=self.guard.remove_process,
+        )
+        with self._taking(name):
+            member = self._members[name] = LabVm(self, vm, servers)
+        return member
+
+    def peer(self, name: str, connect: LabServer) -> Peer:
+        """Let this process join a server as a peer.
+
+        Raises
+        ------
+        UsageError
+            A value is not allowed.
+        PeerError
+            The server did not take it.
+        LabError
+            The lab is closed.
+        """
+        self.require_open(f"lab.peer({name!r})")
+        read_name(name)
+        servers = self._servers(connect)
+        if len(servers) != 1:
+            raise UsageError(f"a peer joins one server, not connect={connect!r}; make one peer for each")
+        with self._taking(name):
+            peer = self._members[name] = Peer.connect(servers[0].path)
+            self._peer_servers[name] = servers[0]
+        return peer
+
+    # -- life -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start every machine that has not been started.
+
+        They are started one after the other and paused, so that peer ids follow the order in which the
+        machines were defined; then all of them run.
+
+        Raises
+        ------
+        VmStartError
+            One could not be started; nothing is left of that one.
+        LabError
+            The lab is closed, or was closed meanwhile.
+        """
+        self.require_open("lab.start()")
+        self.loop.call(self._start())
+
+    def close(self) -> None:
+        """End everything and give everything back. May be repeated; Ctrl-C waits for the end of it."""
+        if os.getpid() != self._pid:  # a forked child has a copy of this object, but not the lab
+            return
+        self._closed = True
+        with self._closing:
+            if self._finished:
+                return
+            try:
+                for member in list(self._members.values()):
+                    if isinstance(member, Peer):
+                        member.close()
+                self.loop.call(self._end_members(), finish=True)
+            finally:
+                try:
+                    self.loop.close()
+                finally:
+                    self.guard.close()
+                    shutil.rmtree(self.directory, ignore_errors=True)  # where the reaper itself was killed
+                    self._finished = True
+                    atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        self.require_open("with lab")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the lab has been closed."""
+        return self._closed
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "<Lab: closed>"
+        rows = self.loop.call(self._rows())
+        if not rows:
+            return "<Lab: empty; put in lab.server('board'), lab.vm('alice', connect=board), lab.peer('me', connect=board)>"
+        return _table(rows)
+
+    # -- for its members ------------------------------------------------------------------------------
+
+    def forget(self, name: str, member: object) -> None:
+        """Free the name of a member that is gone."""
+        with self._lock:
+            if self._members.get(name) is member:
+                del self._members[name]
+
+    def require_open(self, call: str) -> None:
+        """Raise LabError when the lab is closed, naming the call that came too late."""
+        if self._closed:
+            raise LabError(f"{call}: this lab is closed; make a new one with Lab()")
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def _servers(self, connect: LabServer | list[LabServer] | tuple[LabServer, ...] | None) -> list[LabServer]:
+        if connect is None:
+            return []
+        servers = list(connect) if isinstance(connect, (list, tuple)) else [connect]
+        for server in servers:
+            if not isinstance(server, LabServer):
+                raise UsageError(f"connect={server!r} is not a server; make one with lab.server('board') and pass it")
+            if self._members.get(server.name) is not server:
+                raise UsageError(f"connect={server!r} is closed, or belongs to another lab")
+        return servers
+
+    @contextlib.contextmanager
+    def _taking(self, name: str) -> Iterator[None]:
+        """Hold a name while its member is made; free it again when that fails."""
+        with self._lock:
+            holder = self._members.get(name)
+            if name in self._members and not (isinstance(holder, Peer) and holder.closed):
+                what = {LabServer: "a server", LabVm: "a VM", Peer: "a peer"}.get(type(holder), "being made")
+                raise UsageError(f"the name {name!r} is taken ({what}); close it first, or choose another")
+            self._members[name] = None
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                del self._members[name]
+            raise
+
+    async def _start(self) -> None:
+        machines = [member for member in self._members.values() if isinstance(member, LabVm)]
+        for machine in machines:
+            await machine.begin(run=False)
+        for machine in machines:
+            await machine.begin(run=True)
+
+    async def _end_members(self) -> None:
+        members = list(self._members.values())
+        ends = [member.end() for member in members if isinstance(member, LabVm)]
+        failures = [failure for failure in await asyncio.gather(*ends, return_exceptions=True) if failure is not None]
+        for member in members:
+            if isinstance(member, LabServer):
+                await member.end()
+        for failure in failures:
+            raise failure
+
+    async def _rows(self) -> list[Row]:
+        members = dict(self._members)
+        rows: list[Row] = []
+        known: set[tuple[str, int]] = set()
+        for name, member in members.items():
+            if isinstance(member, LabVm):
+                rows += member.rows()
+                known |= member.identities()
+            elif isinstance(member, Peer) and not member.closed:
+                server = self._peer_servers[name]
+                state = "connected" if member.connected else "server gone"
+                size = format_size(member.size_bytes)
+                rows.append(Row(name, "host peer", state, str(member.peer_id), str(member.vectors), size, server.name))
+                known.add((server.name, member.peer_id))
+        servers = [row for member in members.values() if isinstance(member, LabServer) for row in member.rows(known)]
+        return servers + rows
+
+
+def _table(rows: Sequence[Row]) -> str:
+    heads = Row("name", "what", "state", "peer id", "vectors", "memory", "server")
+    lines = [[getattr(row, field) for field in Row.__slots__] for row in (heads, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -1,0 +1,84 @@
+"""The command line of a virtual machine, in QEMU's words (QEMU manual, "Invocation")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..units import MIB
+
+DEBUG_EXIT_PORT = 0xF4
+"""The guest writes V here and the process ends with status ``(V << 1) | 1`` (QEMU, ``isa-debug-exit``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A device of the machine that joins an ivshmem server.
+
+    Parameters
+    ----------
+    path
+        The server's Unix socket.
+    vectors
+        MSI-X vectors of the device, 1 to 2048 (QEMU 7.2).
+    """
+
+    path: str
+    vectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a machine is made of.
+
+    Parameters
+    ----------
+    name
+        Its name, for people.
+    kernel
+        A multiboot ELF; None starts the firmware alone (real QEMU).
+    append
+        The guest's command line.
+    memory_bytes
+        The guest's RAM, whole MiB.
+    connections
+        One ivshmem-doorbell device for each.
+    """
+
+    name: str
+    kernel: str | None = None
+    append: str = ""
+    memory_bytes: int = 32 * MIB
+    connections: tuple[Connection, ...] = ()
+
+    def options(self, console_fd: int, qmp_fd: int) -> list[str]:
+        """Return the options of either emulator; the machine starts paused.
+
+        Parameters
+        ----------
+        console_fd, qmp_fd
+            Inherited sockets for the serial port and for the QMP monitor.
+
+        Examples
+        --------
+        >>> " ".join(Machine("alice").options(3, 4)[:8])
+        '-name alice -nodefaults -no-user-config -display none -machine pc'
+        """
+        options = ["-name", _escape(self.name), "-nodefaults", "-no-user-config", "-display", "none"]
+        options += ["-machine", "pc", "-accel", "tcg", "-m", f"{self.memory_bytes // MIB}M"]
+        if self.kernel is not None:
+            options += ["-kernel", self.kernel]
+            if self.append:
+                options += ["-append", self.append]
+        options += ["-chardev", f"socket,id=con,fd={console_fd}", "-serial", "chardev:con"]
+        options += ["-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"]
+        options += ["-device", f"isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=0x04"]
+        for number, connection in enumerate(self.connections):
+            options += ["-chardev", f"socket,id=ivs{number},path={_escape(connection.path)}"]
+            device = f"ivshmem-doorbell,id=ivshmem{number},chardev=ivs{number},vectors={connection.vectors}"
+            options += ["-device", device]
+        return [*options, "-S"]
+
+
+def _escape(value: str) -> str:
+    """Write a value inside an option: a comma is doubled."""
+    return value.replace(",", ",,")

@@ -1,0 +1,375 @@
+"""One class for a virtual machine process, whichever emulator runs it.
+
+The process takes QEMU's command line and is controlled over QMP. Its console and its monitor are
+inherited socket pairs, so there is no socket file, no race and nothing to clean up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+import signal
+import socket
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import VmError, VmStartError
+from .monitor import Monitor, MonitorLostError
+from .process import Process
+from .text import TextStream, VmTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from .command import Machine
+    from .qemu import Emulator
+
+_T = TypeVar("_T")
+
+START_TIME_LIMIT_S = 20.0
+COMMAND_TIME_LIMIT_S = 10.0
+CONSOLE_BYTES = 256 * 1024
+
+_QUIT_TIME_LIMIT_S = 2.0
+_TERM_TIME_LIMIT_S = 1.0
+_KILL_TIME_LIMIT_S = 5.0
+_DYING_TIME_LIMIT_S = 1.0
+
+
+class VmState(StrEnum):
+    """Where a virtual machine is in its life.
+
+    ``defined → starting → paused ⇄ running → stopped``, and ``failed`` from any of the middle ones.
+    """
+
+    DEFINED = "defined"
+    STARTING = "starting"
+    PAUSED = "paused"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Vm:
+    """A virtual machine process.
+
+    The coroutines belong to the running event loop's thread; the properties may be read from any.
+
+    Parameters
+    ----------
+    machine
+        What it is made of.
+    emulator
+        The program, from `find_emulator`.
+    cpu
+        The one host CPU to run on, or None.
+    environment
+        Variables to set for the process.
+    on_spawn, on_reaped
+        Called with the process id when the process exists, and when it is gone.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        emulator: Emulator,
+        *,
+        cpu: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        on_spawn: Callable[[int], None] | None = None,
+        on_reaped: Callable[[int], None] | None = None,
+    ) -> None:
+        self.machine = machine
+        self.name = machine.name
+        self.emulator = emulator
+        self.cpu = cpu
+        self._environment = {**emulator.environment, **(environment or {})}
+        self._on_spawn = on_spawn
+        self._on_reaped = on_reaped
+        self._state = VmState.DEFINED
+        self._reason = ""
+        self._shutdown_reason = ""
+        self._process: Process | None = None
+        self._console: TextStream | None = None
+        self._monitor = Monitor(self.name, self._note_event)
+        self._connect_done = asyncio.Event()
+        self._watcher: asyncio.Task[None] | None = None
+        self._closer: asyncio.Task[None] | None = None
+
+    # -- what one may ask -----------------------------------------------------------------------------
+
+    @property
+    def state(self) -> VmState:
+        """Where it is in its life."""
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        """Why it is stopped or failed, in a few words; empty before."""
+        return self._reason
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, while the process exists."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    @property
+    def exit_status(self) -> int | None:
+        """Exit status of the process, negative for a signal; None before its end."""
+        return self._process.returncode if self._process else None
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command line it was started with; empty before."""
+        return self._process.argv if self._process else ()
+
+    @property
+    def console_text(self) -> str:
+        """What the guest has written to its serial port; the last 256 KiB are kept."""
+        return self._console.text if self._console else ""
+
+    @property
+    def log_text(self) -> str:
+        """What the emulator has written to its standard output and error; the last 64 KiB are kept."""
+        return self._process.log.text if self._process else ""
+
+    def __repr__(self) -> str:
+        return f"<Vm {self.name}: {self.emulator}, {self._state}{f' ({self._reason})' if self._reason else ''}>"
+
+    # -- life -----------------------------------------------------------------------------------------
+
+    async def launch(self, timeout_s: float = START_TIME_LIMIT_S) -> None:
+        """Start the process and wait until its monitor answers and all its devices are there.
+
+        The machine is paused afterwards; `cont` lets it run.
+
+        Raises
+        ------
+        VmStartError
+            It ended, or said nothing in time. Nothing is left of it.
+        VmError
+            It has been started before.
+        """
+        if self._state is not VmState.DEFINED:
+            raise VmError(f"{self.name} is {self._state} and cannot be started again; define a new one")
+        self._state = VmState.STARTING
+        try:
+            process, monitor_socket = self._spawn()
+        except OSError as error:
+            self._state, self._reason = VmState.FAILED, str(error)
+            raise VmStartError(f"{self.name} could not be started: {error}") from error
+        failure: VmError | None = None
+        try:
+            await self._monitor.connect(monitor_socket, timeout_s)
+            self._become(VmState.PAUSED, before=VmState.STARTING)
+        except VmTimeoutError as error:
+            failure = error
+        except MonitorLostError as error:
+            failure = error
+            await process.wait(_DYING_TIME_LIMIT_S)  # for its exit status and last words
+        finally:
+            self._connect_done.set()
+            if self.state is not VmState.PAUSED:  # it failed, ended meanwhile, or we were cancelled
+                await _to_the_end(self._kill(process))
+        if self.state is not VmState.PAUSED:
+            raise VmStartError(self._start_failure(process, timeout_s, failure)) from failure
+
+    async def cont(self) -> None:
+        """Let the guest run (QMP ``cont``). A guest may be so quick that the machine has ended by then: no error."""
+        ready = self._state is VmState.PAUSED
+        try:
+            await self.execute("cont")
+        except VmError:
+            if not ready or self.state is not VmState.STOPPED or self._closer is not None:
+                raise
+        self._become(VmState.RUNNING, before=VmState.PAUSED)
+
+    async def stop(self) -> None:
+        """Pause the guest (QMP ``stop``)."""
+        await self.execute("stop")
+        self._become(VmState.PAUSED, before=VmState.RUNNING)
+
+    async def execute(self, command: str, /, *, timeout_s: float = COMMAND_TIME_LIMIT_S, **arguments: Any) -> Any:
+        """Execute a QMP command.
+
+        Parameters
+        ----------
+        command
+            Its name, for example ``"query-pci"``.
+        timeout_s
+            How long to wait for the answer, in seconds.
+        **arguments
+            Its arguments; write ``**{"qom-type": …}`` for names with a dash.
+
+        Returns
+        -------
+        object
+            The answer as QMP gave it.
+
+        Raises
+        ------
+        QmpCommandError
+            The machine refused the command.
+        VmTimeoutError
+            No answer came in time.
+        VmError
+            There is no machine to answer.
+        UsageError
+            An argument cannot be written as JSON.
+        """
+        try:
+            return await self._monitor.execute(command, arguments, timeout_s)
+        except MonitorLostError as error:
+            if self._process and self._connect_done.is_set():
+                await self._process.wait(_DYING_TIME_LIMIT_S)  # for the reason
+            raise VmError(f"{command}: {self._absence()}") from error
+
+    async def wait_text(self, text: str, timeout_s: float = COMMAND_TIME_LIMIT_S) -> str:
+        """Wait until the guest has written a text to its serial port; see `TextStream.wait_text`."""
+        if self._console is None:
+            raise VmError(f"{self.name} has written nothing: it is {self._state}")
+        return await self._console.wait_text(text, timeout_s)
+
+    async def wait_end(self, timeout_s: float | None = None) -> bool:
+        """Wait until the process has ended and everything of it has been given back; tell whether it has."""
+        if self._watcher is None:
+            return self._state in {VmState.STOPPED, VmState.FAILED}
+        done, _ = await asyncio.wait({self._watcher}, timeout=timeout_s)
+        for task in done:
+            task.result()
+        return bool(done)
+
+    async def close(self) -> None:
+        """End the machine: QMP ``quit``, then SIGTERM, then SIGKILL, each with a time limit. May be repeated.
+
+        Raises
+        ------
+        VmError
+            Not even SIGKILL ended the process.
+        """
+        if self._closer is None:
+            self._closer = asyncio.create_task(self._close(), name=f"close {self.name}")
+        await asyncio.shield(self._closer)
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def _spawn(self) -> tuple[Process, socket.socket]:
+        """Start the process; return it and our end of its monitor."""
+        with contextlib.ExitStack() as inherited, contextlib.ExitStack() as ours:
+            console, console_theirs = socket.socketpair()
+            ours.callback(console.close)
+            inherited.callback(console_theirs.close)
+            monitor, monitor_theirs = socket.socketpair()
+            ours.callback(monitor.close)
+            inherited.callback(monitor_theirs.close)
+            monitor.setblocking(False)
+            fds = (console_theirs.fileno(), monitor_theirs.fileno())
+            process = Process.spawn(
+                self.name,
+                [*self.emulator.argv, *self.machine.options(*fds)],
+                pass_fds=fds,
+                environment=self._environment,
+                cpu=self.cpu,
+            )
+            ours.pop_all()
+        self._process = process
+        self._console = TextStream(console.detach(), f"the console of {self.name}", CONSOLE_BYTES)
+        self._watcher = asyncio.create_task(self._watch(process, self._console), name=f"watch {self.name}")
+        if self._on_spawn:
+            self._on_spawn(process.pid)
+        return process, monitor
+
+    async def _watch(self, process: Process, console: TextStream) -> None:
+        """See the process off: however it ends, this gives everything back."""
+        await process.wait()
+        self._note_end(process)
+        await self._connect_done.wait()
+        await self._monitor.disconnect()
+        console.drain()
+        console.close()
+        if self._on_reaped:
+            self._on_reaped(process.pid)
+
+    async def _close(self) -> None:
+        process = self._process
+        if process is None:
+            self._become(VmState.STOPPED, before=VmState.DEFINED)
+            return
+        if self._state is not VmState.STARTING:  # in the middle of its setup it has nothing to save and may not listen
+            with contextlib.suppress(VmError):
+                await self.execute("quit", timeout_s=_QUIT_TIME_LIMIT_S)
+                await process.wait(_QUIT_TIME_LIMIT_S)
+            process.send_signal(signal.SIGTERM)
+            await process.wait(_TERM_TIME_LIMIT_S)
+        await self._kill(process)
+
+    async def _kill(self, process: Process) -> None:
+        process.send_signal(signal.SIGKILL)
+        if not await process.wait(_KILL_TIME_LIMIT_S):
+            raise VmError(f"process {process.pid} of {self.name} did not end in {_KILL_TIME_LIMIT_S:g} s of SIGKILL")
+        await self.wait_end()
+
+    def _become(self, state: VmState, *, before: VmState) -> None:
+        """Change the state, unless something else has happened meanwhile."""
+        if self._state is before:
+            self._state = state
+
+    def _note_event(self, name: str, data: Mapping[str, object]) -> None:
+        if name == "STOP":
+            self._become(VmState.PAUSED, before=VmState.RUNNING)
+        elif name == "RESUME":
+            self._become(VmState.RUNNING, before=VmState.PAUSED)
+        elif name == "SHUTDOWN":
+            self._shutdown_reason = str(data.get("reason", ""))
+
+    def _note_end(self, process: Process) -> None:
+        status = process.returncode or 0
+        started = self._state in {VmState.PAUSED, VmState.RUNNING}
+        wanted = self._closer is not None and started
+        # Odd statuses are the guest's debug exit; a Python program that broke down has 1, too.
+        broke = status > 0 and (status % 2 == 0 or "Traceback (most recent call last)" in process.log.text)
+        from_outside = not wanted and (status < 0 or self._shutdown_reason == "host-signal")
+        self._reason = _describe_exit(status, started and not broke)
+        if from_outside and status >= 0:
+            self._reason = f"ended by a signal from outside, {self._reason}"
+        elif (broke or not wanted) and (said := process.log.last_lines(1)):
+            self._reason += f"; it said: {said}"
+        self._state = VmState.FAILED if broke or from_outside or not started else VmState.STOPPED
+
+    def _absence(self) -> str:
+        if self._state is VmState.DEFINED:
+            return f"{self.name} has not been started"
+        return f"{self.name} does not answer; it is {self._state}{f': {self._reason}' if self._reason else ''}"
+
+    def _start_failure(self, process: Process, timeout_s: float, failure: VmError | None) -> str:
+        if self._closer is not None:
+            what = "was closed before it was ready"
+        elif isinstance(failure, VmTimeoutError):
+            what = f"gave no answer in {timeout_s:g} s and was killed"
+        else:
+            what = f"ended before it was ready: {_describe_exit(process.returncode or 0, False)}"
+        said = process.log.last_lines(5) or "nothing"
+        return f"{self.name} ({self.emulator}) {what}\nit said: {said}\nits command: {shlex.join(process.argv)}"
+
+
+async def _to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run work that has its own time limits to its end, even when the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
+def _describe_exit(status: int, started: bool) -> str:
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    if started and status % 2:
+        return f"exit status {status} (the guest wrote {status >> 1} to the debug exit port)"
+    return f"exit status {status}"
