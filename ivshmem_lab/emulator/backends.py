@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import SharedMemoryError
 from ..ipc.memory import SharedMemory
-from ..units import PAGE_BYTES, parse_size
+from ..units import PAGE_BYTES, format_size, parse_size
 from .options import parse_switch
 from .qmp import QmpError
 
@@ -64,36 +64,58 @@ def open_backend(properties: dict[str, str]) -> MemoryBackend:
     """
     pairs = dict(properties)
     kind, object_id = pairs.pop("qom-type", ""), pairs.pop("id", "")
+    if not kind:
+        raise QmpError("Parameter 'qom-type' is missing")
     if kind not in KINDS:
         raise QmpError(f"Parameter 'qom-type' does not accept value '{kind}'; this machine has {', '.join(KINDS)}")
-    if not object_id:
-        raise QmpError("Parameter 'id' is missing")
-    if "size" not in pairs:
-        raise QmpError("can't create backend with size 0")
+    for name, value in (("id", object_id), ("size", pairs.get("size"))):
+        if not value:
+            raise QmpError(f"Parameter '{name}' is missing")
     size_bytes = parse_size(pairs.pop("size"), f"size of {object_id}")
     share = parse_switch(pairs.pop("share", "on" if kind == "memory-backend-memfd" else "off"), f"share of {object_id}")
     path = pairs.pop("mem-path", "") if kind == "memory-backend-file" else ""
     if kind == "memory-backend-file" and not path:
-        raise QmpError("mem-path property not set")
+        raise QmpError("Parameter 'mem-path' is missing")
     for name in pairs:
-        raise QmpError(f"Property '{kind}.{name}' not found")
+        raise QmpError(f"Parameter '{name}' is unexpected; {kind} has no such property")
     if size_bytes == 0:
-        raise QmpError("can't create backend with size 0")
+        raise QmpError(f"property 'size' of {kind} doesn't take value '0'")
     if size_bytes % PAGE_BYTES:
         rounded = -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
         raise QmpError(f"backing store size {size_bytes:#x} does not match 'size' option {rounded:#x}")
     if kind == "memory-backend-ram":
-        return MemoryBackend(kind, object_id, size_bytes, share, mmap.mmap(-1, size_bytes), None)
+        return MemoryBackend(kind, object_id, size_bytes, share, anonymous_memory(size_bytes), None)
     if kind == "memory-backend-memfd":
         shared = SharedMemory.create_memfd(size_bytes, object_id)
     else:
         shared = SharedMemory.open_file(path, size_bytes, create=True)
+    try:
         present = os.fstat(shared.fd).st_size
         if present != size_bytes:
-            shared.close()
             raise SharedMemoryError(f"backing store size {present:#x} does not match 'size' option {size_bytes:#x}")
-        if not share:
-            private = mmap.mmap(shared.fd, size_bytes, access=mmap.ACCESS_COPY)
-            shared.close()
-            return MemoryBackend(kind, object_id, size_bytes, share, private, None)
-    return MemoryBackend(kind, object_id, size_bytes, share, shared.map, shared)
+        if share:
+            return MemoryBackend(kind, object_id, size_bytes, share, shared.map, shared)
+        private = _mapped(shared.fd, size_bytes, access=mmap.ACCESS_COPY)
+    except BaseException:
+        shared.close()
+        raise
+    shared.close()
+    return MemoryBackend(kind, object_id, size_bytes, share, private, None)
+
+
+def anonymous_memory(size_bytes: int) -> mmap.mmap:
+    """Get memory that nobody else sees.
+
+    Raises
+    ------
+    SharedMemoryError
+        When the kernel refuses.
+    """
+    return _mapped(-1, size_bytes)
+
+
+def _mapped(fd: int, size_bytes: int, access: int = mmap.ACCESS_DEFAULT) -> mmap.mmap:
+    try:
+        return mmap.mmap(fd, size_bytes, access=access)
+    except (OSError, OverflowError, ValueError) as error:
+        raise SharedMemoryError(f"cannot set up guest memory of {format_size(size_bytes)}: {error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import stat
 import threading
@@ -22,8 +23,12 @@ from .options import parse_switch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+BACKENDS = ("socket", "stdio", "file", "null")
 OUTPUT_LIMIT_BYTES = 64 * 1024
 READ_BYTES = 4096
+PIPE_BYTES = 4096
+DRAIN_S = 1.0
+"""At the end of the machine: for so long a reader may take nothing before what is left is lost."""
 
 
 @dataclass(slots=True)
@@ -46,6 +51,8 @@ class Chardev:
         Path of a listening socket: ours to unlink.
     used_by
         Name of the device that holds it.
+    wait
+        The first client of a listening socket becomes its only one: see `accepted`.
     """
 
     device_id: str
@@ -56,6 +63,13 @@ class Chardev:
     fds: tuple[int, int] = (-1, -1)
     path: str | None = None
     used_by: str | None = None
+    wait: bool = False
+
+    def accepted(self, sock: socket.socket) -> None:
+        """Take the client that was waited for."""
+        assert self.sock is not None
+        self.sock.close()
+        self.sock, self.listening, self.wait = sock, False, False
 
     def close(self) -> None:
         """Close what is ours."""
@@ -85,7 +99,7 @@ def open_chardev(properties: dict[str, str]) -> Chardev:
     backend = pairs.pop("backend", "")
     device_id = pairs.pop("id", "")
     if not device_id:
-        raise UsageError(f"-chardev {backend}: id=NAME is missing")
+        raise UsageError("id=NAME is missing")
     if backend == "null":
         chardev = Chardev(device_id, backend, "null")
     elif backend == "stdio":
@@ -96,28 +110,28 @@ def open_chardev(properties: dict[str, str]) -> Chardev:
     elif backend == "socket":
         chardev = _open_socket(device_id, pairs)
     else:
-        raise UsageError(f"-chardev {backend}: this machine has the backends socket, stdio, file and null")
+        raise UsageError(f"'{backend}' is not a valid char driver name; this machine has {', '.join(BACKENDS)}")
     if pairs:
         chardev.close()
-        raise UsageError(f"-chardev {backend},id={device_id}: no property {next(iter(pairs))!r}")
+        raise UsageError(f"Invalid parameter '{next(iter(pairs))}'; it is not one of a {backend} chardev")
     return chardev
 
 
 def _open_file(device_id: str, pairs: dict[str, str]) -> Chardev:
     path = pairs.pop("path", "")
     if not path:
-        raise UsageError(f"-chardev file,id={device_id}: path=FILE is missing")
+        raise UsageError(f"chardev {device_id}: path=FILE is missing")
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise VmError(f"Failed to add chardev '{device_id}': Unable to open '{path}': {error.strerror}") from error
+        raise VmError(f"Failed to add chardev '{device_id}': Could not open '{path}': {error.strerror}") from error
     return Chardev(device_id, "file", "file", fds=(-1, fd))
 
 
 def _open_socket(device_id: str, pairs: dict[str, str]) -> Chardev:
-    what = f"-chardev socket,id={device_id}"
-    server = parse_switch(pairs.pop("server", "off"), f"{what},server")
-    wait = parse_switch(pairs.pop("wait", "on" if server else "off"), f"{what},wait")
+    what = f"chardev {device_id}"
+    server = parse_switch(pairs.pop("server", "off"), f"{what}: server")
+    wait = parse_switch(pairs.pop("wait", "on" if server else "off"), f"{what}: wait")
     path, fd = pairs.pop("path", None), pairs.pop("fd", None)
     if (path is None) == (fd is None):
         raise UsageError(f"{what}: one of path=SOCKET and fd=NUMBER is needed")
@@ -136,11 +150,8 @@ def _open_socket(device_id: str, pairs: dict[str, str]) -> Chardev:
         sock.close()
         verb = "bind socket" if server else "connect"
         raise VmError(f"Failed to add chardev '{device_id}': Failed to {verb} to '{path}': {error.strerror}") from error
-    if wait:
-        accepted, _ = sock.accept()
-        sock.close()
-        return Chardev(device_id, "socket", f"unix:{path},server=on", sock=accepted, path=path)
-    return Chardev(device_id, "socket", f"unix:{path},server=on", sock=sock, listening=True, path=path)
+    sock.setblocking(False)
+    return Chardev(device_id, "socket", f"unix:{path},server=on", sock=sock, listening=True, path=path, wait=wait)
 
 
 def _inherited(text: str, what: str) -> socket.socket:
@@ -176,6 +187,10 @@ class SerialLine:
         self._scheduled = False
         self._input_fd = self._output_fd = -1
         self._accepted: socket.socket | None = None
+        self._may_block = chardev is not None and chardev.sock is None
+        self._writing = False
+        """The event loop waits for the other end to take more."""
+        self._drained = asyncio.Event()
         if chardev is None:
             return
         if chardev.sock is not None and chardev.listening:
@@ -221,9 +236,15 @@ class SerialLine:
         self._loop.remove_reader(self._input_fd)
         self._input_fd = -1
         if self._accepted is not None:
-            self._loop.remove_writer(self._output_fd)
+            self._stop_writing()
             self._accepted.close()
             self._accepted, self._output_fd = None, -1
+            self.flush()
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            self._loop.remove_writer(self._output_fd)
+        self._writing = False
 
     # -- vCPU thread ---------------------------------------------------------------------------------
 
@@ -249,33 +270,52 @@ class SerialLine:
         with self._lock:
             self._scheduled = False
             pending = bytes(self._output)
-        if self._output_fd < 0:
-            written = len(pending)
-        else:
-            try:
-                written = os.write(self._output_fd, pending) if pending else 0
-            except BlockingIOError:
-                written = 0
-            except OSError:
-                written = len(pending)  # nobody reads any more
+        written = self._write(pending)
         with self._lock:
             del self._output[:written]
             left = bool(self._output)
-        if self._output_fd >= 0:
+        if self._writing != left and self._output_fd >= 0:
+            self._writing = left
             if left:
-                with contextlib.suppress(PermissionError):
-                    self._loop.add_writer(self._output_fd, self.flush)
-            elif self._accepted is not None or (self._chardev is not None and self._chardev.sock is not None):
+                self._loop.add_writer(self._output_fd, self.flush)
+            else:
                 self._loop.remove_writer(self._output_fd)
+        if not left:
+            self._drained.set()
+
+    def _write(self, pending: bytes) -> int:
+        """Write some bytes; returns how many are done with."""
+        fd, done = self._output_fd, 0
+        try:
+            while fd >= 0 and done < len(pending):
+                # Standard output is shared with others and may block: a pipe that has room takes PIPE_BUF bytes.
+                if self._may_block and not select.select([], [fd], [], 0)[1]:
+                    return done
+                end = done + PIPE_BYTES if self._may_block else len(pending)
+                done += os.write(fd, pending[done:end])
+        except BlockingIOError:
+            return done
+        except OSError:
+            pass  # nobody reads any more
+        return len(pending)
+
+    async def drain(self) -> None:
+        """Wait until everything is written, as long as the other end goes on reading."""
+        self.flush()
+        with contextlib.suppress(TimeoutError):
+            left = None
+            while self._output and left != len(self._output):
+                left = len(self._output)
+                self._drained.clear()
+                async with asyncio.timeout(DRAIN_S):
+                    await self._drained.wait()
 
     def close(self) -> None:
-        """Write what fits, and let go."""
-        self.flush()
+        """Let go."""
         if self._input_fd >= 0:
             self._loop.remove_reader(self._input_fd)
         if self._chardev is not None and self._chardev.sock is not None:
             self._loop.remove_reader(self._chardev.sock)
-        if self._output_fd >= 0:
-            self._loop.remove_writer(self._output_fd)
+        self._stop_writing()
         if self._accepted is not None:
             self._accepted.close()

@@ -75,7 +75,7 @@ class _Process:
         try:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 emulator.loop.add_signal_handler(number, self._signalled)
-            await emulator.start()
+            await self._start()
             for name in emulator.options.monitors:
                 task = asyncio.create_task(self._monitor(emulator.claim_chardev(name, "QMP")))
                 self._tasks.add(task)
@@ -85,6 +85,16 @@ class _Process:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await emulator.close()
+
+    async def _start(self) -> None:
+        """Start the machine, unless a signal ends it before."""
+        start = asyncio.create_task(self.emulator.start())
+        await asyncio.wait([start, self.emulator.ended], return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            start.cancel()
+            await asyncio.wait([start])
+        if not start.cancelled():
+            start.result()
 
     def _signalled(self) -> None:
         self._emit("SHUTDOWN", {"guest": False, "reason": "host-signal"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..device.pci import SUBSYSTEM
+from .chardev import BACKENDS
 from .options import MACHINES
 from .qmp import DEVICE_NOT_FOUND, VERSION, Command, Json, QmpError, no_more, take
 from .runner import RunState
@@ -123,6 +124,11 @@ class _Commands:
         return {}
 
     async def object_add(self, arguments: Json) -> Json:
+        for name in ("qom-type", "id"):
+            take(dict(arguments), name, str)
+        if not isinstance(arguments.get("size", 0), int):
+            raise QmpError("Parameter 'size' expects uint64")
+        take(dict(arguments), "share", bool, default=False)
         self.emulator.object_add(_texts(arguments))
         return {}
 
@@ -136,21 +142,24 @@ class _Commands:
         device_id = take(arguments, "id", str)
         backend = take(arguments, "backend", dict)
         no_more(arguments)
-        kind = take(backend, "type", str)
-        data = take(backend, "data", dict, {})
+        kind = take(backend, "type", str, within="backend.")
+        if kind not in BACKENDS:
+            raise QmpError(f"Parameter 'type' does not accept value '{kind}'; this machine has {', '.join(BACKENDS)}")
+        data = take(backend, "data", dict, within="backend.")
         properties = {"backend": kind, "id": device_id}
+        within = "backend.data."
         if kind == "socket":
-            address = take(data, "addr", dict)
-            if take(address, "type", str) != "unix":
-                raise QmpError("chardev-add: this machine has sockets of type 'unix'")
-            properties["path"] = take(take(address, "data", dict), "path", str)
+            properties["path"] = _unix_path(take(data, "addr", dict, within=within), within + "addr.")
             # In QMP a socket is a server unless told otherwise (ChardevSocket, default true).
-            properties["server"] = "on" if take(data, "server", bool, True) else "off"
-            properties["wait"] = "on" if take(data, "wait", bool, False) else "off"
+            properties["server"] = "on" if take(data, "server", bool, True, within=within) else "off"
+            properties["wait"] = "on" if take(data, "wait", bool, False, within=within) else "off"
         elif kind == "file":
-            properties["path"] = take(data, "out", str)
-        no_more(data)
-        self.emulator.chardev_add(properties)
+            properties["path"] = take(data, "out", str, within=within)
+        elif kind == "stdio":
+            take(data, "signal", bool, True, within=within)
+        no_more(data, within)
+        no_more(backend, "backend.")
+        await self.emulator.chardev_add(properties)
         return {}
 
     async def chardev_remove(self, arguments: Json) -> Json:
@@ -166,9 +175,14 @@ class _Commands:
         return await self.emulator.on_vcpu(self._pci)
 
     def _pci(self) -> list[Json]:
-        ids = {plugged.device: name for name, plugged in self.emulator.machine.peripherals.items()}
+        # A device that was plugged without an id has none here.
+        ids: dict[PciFunction, str] = {
+            plugged.device: name
+            for name, plugged in self.emulator.machine.peripherals.items()
+            if not name.startswith("device[")
+        }
         devices = [
-            _pci_device(function, slot, number, ids.get(function, ""))  # type: ignore[call-overload]
+            _pci_device(function, slot, number, ids.get(function, ""))
             for slot, number, function in self.emulator.machine.pci
         ]
         return [{"bus": 0, "devices": devices}]
@@ -213,6 +227,8 @@ class _Commands:
                 }
             case ["objects", name] if name in emulator.backends:
                 return _backend_node(emulator.backends[name])
+            case ["chardevs", name] if name in emulator.chardevs:
+                return {"type": ("string", f"chardev-{emulator.chardevs[name].backend}")}
             case ["machine", "peripheral" | "peripheral-anon", name] if name in emulator.properties:
                 return await self._device_node(name)
             case _:
@@ -246,6 +262,18 @@ class _Commands:
         }
 
 
+def _unix_path(address: Json, within: str) -> str:
+    """Read QMP's ``SocketAddress``: the path of a Unix socket."""
+    kind = take(address, "type", str, within=within)
+    if kind != "unix":
+        raise QmpError(f"Parameter 'type' does not accept value '{kind}'; this machine has unix sockets")
+    data = take(address, "data", dict, within=within)
+    path: str = take(data, "path", str, within=within + "data.")
+    no_more(data, within + "data.")
+    no_more(address, within)
+    return path
+
+
 def _texts(arguments: Json) -> dict[str, str]:
     """Turn QMP's values into the words of a command line: both go the same way from here."""
     texts = {}
@@ -271,12 +299,11 @@ def _pci_device(function: PciFunction, slot: int, number: int, qdev_id: str) -> 
     class_code = function.read_config(0x0A, 2)
     pin = function.read_config(0x3D, 1)
     regions = []
-    for index, address in sorted(function.mapped.items()):
-        bar = function.bars[index]
+    for index, bar in sorted(function.bars.items()):
         region: Json = {
             "bar": index,
             "size": bar.size_bytes,
-            "address": address,
+            "address": function.mapped.get(index, -1),
             "type": "io" if bar.is_io else "memory",
         }
         if not bar.is_io:

@@ -78,6 +78,8 @@ class UnicornCpu:
         """Maps that wait for those."""
         self._holes: list[int] = []
         """Pages of nothing that a guest touched, mapped as registers that nobody answers."""
+        self._put_off_at: int | None = None
+        """Where an interrupt was put off because of a ``sti`` (rule 6)."""
         self._state = uc.Registers("EIP", "ESP", "EFLAGS", "CS", "IDTR")
         self._taken = uc.Registers("ESP", "EFLAGS")
         self._segment = uc.Registers("CS")
@@ -111,6 +113,15 @@ class UnicornCpu:
         """Tell whether the block hook is machine code."""
         return self._hook.native
 
+    @property
+    def user_uc(self) -> Any:
+        """The ``unicorn.Uc``."""
+        return self._engine.uc
+
+    def is_ours(self, address: int) -> bool:
+        """Tell whether a mapping that starts here was made by us."""
+        return address in self._shown
+
     def attach(self, board: Board, *, whole_machine: bool) -> None:
         """Let a board answer memory-mapped registers and ports.
 
@@ -119,9 +130,11 @@ class UnicornCpu:
         board
             The board.
         whole_machine
-            True when exceptions and unmapped memory are ours, too: false on a user's engine.
+            True when exceptions and unmapped memory are ours, too: false on a user's engine, who calls
+            ``emu_start`` at any time, so that unmapping always waits for a block's start.
         """
         self._board = board
+        self._running = not whole_machine
         port_in, port_out, interrupt, _ = self._callbacks
         self._engine.hook(uc.HOOK_INSTRUCTION, port_in, instruction=uc.INSTRUCTION_IN)
         self._engine.hook(uc.HOOK_INSTRUCTION, port_out, instruction=uc.INSTRUCTION_OUT)
@@ -286,7 +299,7 @@ class UnicornCpu:
 
     def set_pc(self, pc: int) -> None:
         """Move the instruction pointer: inside a block hook, execution goes on there."""
-        self._instruction.write(self._handle, pc)
+        self._engine.jump(pc)
 
     def start_at(self, eip: int, eax: int, ebx: int) -> None:
         """Put the CPU into the state in which a boot loader leaves it."""
@@ -336,10 +349,13 @@ class UnicornCpu:
                 return None
             if not halted:
                 before, here = self._bytes_around(eip)
-                if before == STI and here != HLT:
+                if before == STI and here != HLT and self._put_off_at != eip:
+                    # Once: a loop may begin right behind its sti, and then always stands there.
+                    self._put_off_at = eip
                     return None
                 if here == HLT:
                     eip += 1
+        self._put_off_at = None
         idtr = self._state.idtr
         if vector * 8 + 7 > idtr.limit:
             raise TripleFaultError(f"vector {vector} lies behind the interrupt table (limit {idtr.limit:#x})")

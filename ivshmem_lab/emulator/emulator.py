@@ -6,19 +6,20 @@ The event loop owns the tables here; the machine itself is touched on the vCPU's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import mmap
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..device.ivshmem import Ivshmem
 from ..device.msix import MAX_VECTORS
-from ..errors import DeviceError, VmError
+from ..errors import DeviceError, IvshmemLabError, UsageError, VmError
 from ..pc import multiboot
 from ..pc.machine import Hooks, Machine
 from ..units import check_memory_size
-from .backends import MemoryBackend, open_backend
+from .backends import MemoryBackend, anonymous_memory, open_backend
 from .chardev import Chardev, SerialLine, open_chardev
 from .cpu import UnicornCpu
 from .link import MemoryLink, ServerLink
@@ -27,13 +28,23 @@ from .qmp import DEVICE_NOT_FOUND, QmpError
 from .runner import Runner, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger("ivshmem_lab.emulator")
 
 T = TypeVar("T")
 IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-DRIVERS = ("ivshmem-plain", "ivshmem-doorbell", "isa-debug-exit")
+IDENTIFIER_RULE = "Parameter 'id' expects an identifier: a letter, then letters, digits, '-', '.', '_'"
+COMMON_PROPERTIES = ("addr", "bus", "master")
+PROPERTIES = {
+    "ivshmem-plain": (*COMMON_PROPERTIES, "memdev"),
+    "ivshmem-doorbell": (*COMMON_PROPERTIES, "chardev", "vectors", "ioeventfd"),
+    "isa-debug-exit": ("iobase", "iosize"),
+}
+"""What ``device_add`` takes, by driver; besides ``driver`` and ``id``."""
+
+UNPLUG_PATIENCE_S = 5.0
+"""For so long a second ``device_del`` is refused (QEMU 7.2, i440FX)."""
 
 
 class Emulator:
@@ -62,6 +73,8 @@ class Emulator:
         self.properties: dict[str, dict[str, str]] = {}
         """``device_add``'s arguments of every plugged device, by id."""
         self._links: dict[str, MemoryLink | ServerLink] = {}
+        self._patience: dict[str, float] = {}
+        """Until when a device that was asked to go is waited for, by id."""
         self._started = False
         self._anonymous = 0
         self._serial: SerialLine | None = None
@@ -74,7 +87,7 @@ class Emulator:
             debug_exit=self._debug_exit,
             device_deleted=self._device_deleted,
         )
-        self._ram = mmap.mmap(-1, options.memory_bytes)
+        self._ram = anonymous_memory(options.memory_bytes)
         self.machine = Machine(self.cpu, memoryview(self._ram), kernel, hooks)
         self.cpu.attach(self.machine, whole_machine=True)
 
@@ -91,14 +104,17 @@ class Emulator:
         """Open everything that the command line names, and start the vCPU's thread."""
         options = self.options
         for properties in options.chardevs:
-            self.chardev_add(properties)
+            with _named("-chardev", properties):
+                await self.chardev_add(properties)
         if options.serial not in (None, "none"):
             assert options.serial is not None
             self._serial = SerialLine(self.claim_chardev(options.serial, "-serial"), self._typed)
         for properties in options.objects:
-            self.object_add(properties)
+            with _named("-object", properties):
+                self.object_add(properties)
         for properties in options.devices:
-            await self.device_add(properties)
+            with _named("-device", properties):
+                await self.device_add(properties)
         self._started = True
         self.runner.start(self.machine)
         if not options.paused:
@@ -108,6 +124,7 @@ class Emulator:
         """End the vCPU's thread and give everything back."""
         self.runner.end()
         if self._serial is not None:
+            await self._serial.drain()
             self._serial.close()
         for link in self._links.values():
             if isinstance(link, ServerLink):
@@ -126,14 +143,18 @@ class Emulator:
 
     # -- character devices and memory backends -------------------------------------------------------
 
-    def chardev_add(self, properties: dict[str, str]) -> Chardev:
-        """Open a character device."""
+    async def chardev_add(self, properties: dict[str, str]) -> None:
+        """Open a character device; one that shall wait for its client is waited for."""
         device_id = properties.get("id", "")
         if device_id in self.chardevs:
-            raise QmpError(f"Chardev with id '{device_id}' already exists")
+            raise QmpError(f"Chardev '{device_id}' already exists")
         chardev = open_chardev(properties)
         self.chardevs[device_id] = chardev
-        return chardev
+        if chardev.wait:
+            assert chardev.sock is not None
+            log.warning("waiting for a connection on %s", chardev.path)
+            accepted, _ = await self.loop.sock_accept(chardev.sock)
+            chardev.accepted(accepted)
 
     def chardev_remove(self, device_id: str) -> None:
         """Close a character device that nothing uses."""
@@ -158,6 +179,8 @@ class Emulator:
     def object_add(self, properties: dict[str, str]) -> None:
         """Make a memory backend."""
         object_id = properties.get("id", "")
+        if object_id and not IDENTIFIER.fullmatch(object_id):
+            raise QmpError(IDENTIFIER_RULE)
         if object_id in self.backends:
             raise QmpError(f"attempt to add duplicate property '{object_id}' to object (type 'container')")
         backend = open_backend(properties)
@@ -189,9 +212,12 @@ class Emulator:
         driver = pairs.pop("driver", None)
         if driver is None:
             raise QmpError("Parameter 'driver' is missing")
-        if driver not in DRIVERS:
-            raise QmpError(f"'{driver}' is not a valid device model name; this machine has {', '.join(DRIVERS)}")
+        if driver not in PROPERTIES:
+            raise QmpError(f"'{driver}' is not a valid device model name; this machine has {', '.join(PROPERTIES)}")
         device_id = self._new_id(pairs.pop("id", None))
+        for name in pairs:
+            if name not in PROPERTIES[driver]:
+                raise QmpError(f"Property '{driver}.{name}' not found")
         if driver == "isa-debug-exit":
             await self._add_debug_exit(pairs)
             return
@@ -203,10 +229,13 @@ class Emulator:
             raise QmpError(f"Parameter 'master' does not accept value '{master}'")
         if driver == "ivshmem-plain":
             backend = self._memdev(pairs)
-            _no_more(driver, pairs)
             device = Ivshmem(check_memory_size(backend.size_bytes, f"memdev {backend.object_id}"))
-            await self._plug(device_id, device, MemoryLink(backend.map), slot)
             backend.used_by = device_id
+            try:
+                await self._plug(device_id, device, MemoryLink(backend.map), slot)
+            except BaseException:
+                backend.used_by = None
+                raise
         else:
             await self._add_doorbell(device_id, pairs, slot, master)
         self.properties[device_id] = dict(properties)
@@ -216,7 +245,7 @@ class Emulator:
             self._anonymous += 1
             return f"device[{self._anonymous - 1}]"
         if not IDENTIFIER.fullmatch(device_id):
-            raise QmpError("Parameter 'id' expects an identifier: a letter, then letters, digits, '-', '.', '_'")
+            raise QmpError(IDENTIFIER_RULE)
         if device_id in self.properties:
             raise QmpError(f"Duplicate device ID '{device_id}'")
         return device_id
@@ -252,7 +281,6 @@ class Emulator:
             raise QmpError("You must specify a 'chardev'")
         vectors = _number(pairs.pop("vectors", "1"), "vectors")
         parse_switch(pairs.pop("ioeventfd", "on"), "ioeventfd")
-        _no_more(driver, pairs)
         if not 1 <= vectors <= MAX_VECTORS:
             raise QmpError(
                 f"Failed to initialize interrupts: The number of MSI-X vectors is invalid (1 to {MAX_VECTORS})"
@@ -267,7 +295,7 @@ class Emulator:
         chardev.used_by = device_id
         link = ServerLink(chardev.sock, vectors)
         try:
-            await asyncio.to_thread(link.handshake)
+            await self._shake_hands(link, chardev.sock)
             if master == "on" and link.peer_id:
                 raise QmpError("master must connect to the server before any peers")
             device = Ivshmem(link.memory_bytes, vectors=vectors, peer_id=link.peer_id)
@@ -275,6 +303,16 @@ class Emulator:
         except BaseException:
             link.close()
             chardev.used_by = None
+            raise
+
+    async def _shake_hands(self, link: ServerLink, sock: socket.socket) -> None:
+        handshake = asyncio.ensure_future(asyncio.to_thread(link.handshake))
+        try:
+            await asyncio.shield(handshake)
+        except asyncio.CancelledError:
+            # The thread sees the end of the stream and is done at once.
+            sock.shutdown(socket.SHUT_RDWR)
+            await asyncio.wait([handshake])
             raise
 
     async def _plug(self, device_id: str, device: Ivshmem, link: MemoryLink | ServerLink, slot: int | None) -> None:
@@ -292,7 +330,6 @@ class Emulator:
     async def _add_debug_exit(self, pairs: dict[str, str]) -> None:
         port = _number(pairs.pop("iobase", "0x501"), "iobase")
         ports = _number(pairs.pop("iosize", "0x02"), "iosize")
-        _no_more("isa-debug-exit", pairs)
         if self._started:
             raise QmpError("Device 'isa-debug-exit' can not be hotplugged on this machine")
         if not 0 < port <= 0xFFFF or not 0 < ports <= 4:
@@ -303,10 +340,13 @@ class Emulator:
 
     async def device_del(self, device_id: str) -> None:
         """Ask the guest to let a device go."""
-        device_id = device_id.removeprefix("/machine/peripheral/")
-        if device_id not in self.properties:
+        name = device_id.removeprefix("/machine/peripheral/")
+        if name not in self.properties:
             raise QmpError(f"Device '{device_id}' not found", DEVICE_NOT_FOUND)
-        await self.on_vcpu(lambda: self.machine.ask_to_go(device_id))
+        if self.loop.time() < self._patience.get(name, 0):
+            raise QmpError(f"Device {name} is already in the process of unplug")
+        self._patience[name] = self.loop.time() + UNPLUG_PATIENCE_S
+        await self.on_vcpu(lambda: self.machine.ask_to_go(name))
 
     def _device_deleted(self, device_id: str, device: Ivshmem) -> None:
         """Take the news on the vCPU's thread: the guest has ejected a device."""
@@ -321,6 +361,7 @@ class Emulator:
 
     def _release(self, device_id: str) -> None:
         self.properties.pop(device_id, None)
+        self._patience.pop(device_id, None)
         holders: list[MemoryBackend | Chardev] = [*self.backends.values(), *self.chardevs.values()]
         for holder in holders:
             if holder.used_by == device_id:
@@ -371,6 +412,17 @@ class Emulator:
         return self.runner.state
 
 
+@contextlib.contextmanager
+def _named(option: str, properties: dict[str, str]) -> Iterator[None]:
+    """Put the option of the command line before what is wrong with it."""
+    try:
+        yield
+    except IvshmemLabError as error:
+        text = ",".join(f"{name}={value.replace(',', ',,')}" for name, value in properties.items())
+        kind = VmError if isinstance(error, VmError) else UsageError
+        raise kind(f"{option} {text}: {error}") from error
+
+
 def _number(text: str, name: str) -> int:
     try:
         value = int(text, 0)
@@ -379,8 +431,3 @@ def _number(text: str, name: str) -> int:
     if value < 0:
         raise QmpError(f"Parameter '{name}' expects uint32_t, not {text}")
     return value
-
-
-def _no_more(driver: str, pairs: dict[str, str]) -> None:
-    for name in pairs:
-        raise QmpError(f"Property '{driver}.{name}' not found")

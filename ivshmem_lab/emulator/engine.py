@@ -54,6 +54,7 @@ vmem_read = _function(_quick, "uc_vmem_read", _pointer, _u64, _u32, _pointer, _s
 vmem_write = _function(_quick, "uc_vmem_write", _pointer, _u64, _u32, _pointer, _size)
 _reg_read_batch = _function(_quick, "uc_reg_read_batch", _pointer, _pointer, _pointer, _int)
 _reg_write_batch = _function(_quick, "uc_reg_write_batch", _pointer, _pointer, _pointer, _int)
+_reg_write = _function(_quick, "uc_reg_write", _pointer, _int, _pointer)
 _mem_map_ptr = _function(_quick, "uc_mem_map_ptr", _pointer, _u64, _u64, _u32, _pointer)
 _mem_unmap = _function(_quick, "uc_mem_unmap", _pointer, _u64, _u64)
 _mmio_map = _function(_quick, "uc_mmio_map", _pointer, _u64, _u64, _pointer, _pointer, _pointer, _pointer)
@@ -168,6 +169,10 @@ class Engine:
     def unmap(self, address: int, size_bytes: int) -> None:
         """Hide what was mapped."""
         check(_mem_unmap(self.handle, address, size_bytes), f"unmap {address:#x}")
+
+    def jump(self, pc: int) -> None:
+        """Go on at `pc`, from inside a block hook too (where the call for several registers is not heeded)."""
+        check(_reg_write(self.handle, x86_const.UC_X86_REG_EIP, ctypes.byref(_u64(pc))), f"jump to {pc:#x}")
 
     def save(self) -> Any:
         """Return the CPU's state, for `restore`."""

@@ -75,10 +75,11 @@ class Events:
         """Tell whether calls wait to be made."""
         return bool(self._calls)
 
-    def dispatch(self, timeout_s: float | None) -> None:
-        """Wait for events (None: as long as it takes) and handle them all."""
+    def dispatch(self, timeout_s: float | None) -> bool:
+        """Wait for events (None: as long as it takes) and handle them all; False when there was none."""
         handlers = self._handlers
-        for fd, _ in self._epoll.poll(timeout_s):
+        ready = self._epoll.poll(timeout_s)
+        for fd, _ in ready:
             handler = handlers.get(fd)
             if handler is not None:
                 handler()
@@ -86,6 +87,7 @@ class Events:
                 os.eventfd_read(fd)
         while self._calls:
             self._calls.popleft()()
+        return bool(ready)
 
     def close(self) -> None:
         """End the watcher and give the descriptors back."""

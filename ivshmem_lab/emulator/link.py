@@ -16,7 +16,6 @@ from ..units import check_memory_size
 from ..wire.client import ClientProtocol, Event, MemoryArrived, PeerLeft, VectorAdded, Welcome
 
 if TYPE_CHECKING:
-    import mmap
     import socket
     from collections.abc import Callable
 
@@ -32,8 +31,8 @@ READ_BYTES = 4096
 class MemoryLink:
     """Memory without peers, for ``ivshmem-plain``."""
 
-    def __init__(self, memory: mmap.mmap) -> None:
-        self.memory: object = memory
+    def __init__(self, memory: object) -> None:
+        self.memory = memory
 
     def ring(self, peer_id: int, vector: int) -> None:
         """There is nobody to ring."""

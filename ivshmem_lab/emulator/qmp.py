@@ -7,6 +7,7 @@ need not send a line end.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from ..errors import IvshmemLabError
 
 if TYPE_CHECKING:
     import asyncio
+
+log = logging.getLogger("ivshmem_lab.emulator")
 
 Json = dict[str, Any]
 Command = Callable[[Json], Awaitable[Any]]
@@ -158,14 +161,16 @@ class QmpSession:
     async def _answer(self, text: bytes) -> Json:
         request: Any = None
         try:
-            request = json.loads(text)
+            request = _parse(text)
             return {"return": await self._execute(request), **_id_of(request)}
-        except (ValueError, RecursionError) as error:
-            return {**_error(QmpError(f"JSON parse error, {error}")), **_id_of(request)}
         except QmpError as error:
             return {**_error(error), **_id_of(request)}
         except IvshmemLabError as error:
             return {**_error(QmpError(str(error))), **_id_of(request)}
+        except Exception as error:
+            # A fault of ours; the client and the machine go on.
+            log.exception("QMP command failed")
+            return {**_error(QmpError(f"internal error: {error!r}")), **_id_of(request)}
 
     async def _execute(self, request: Any) -> Any:
         if not isinstance(request, dict):
@@ -193,6 +198,21 @@ class QmpSession:
         return await command(arguments)
 
 
+def _parse(text: bytes) -> Any:
+    """Read one JSON text; a name given twice is an error, as in QEMU."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> Json:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("duplicate key")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise QmpError(f"JSON parse error, {error}") from error
+
+
 def _id_of(request: Any) -> Json:
     return {"id": request["id"]} if isinstance(request, dict) and "id" in request else {}
 
@@ -201,8 +221,8 @@ def _error(error: QmpError) -> Json:
     return {"error": {"class": error.qmp_class, "desc": error.desc}}
 
 
-def take(arguments: Json, name: str, kind: type, default: Any = ...) -> Any:
-    """Take one argument out of a command's arguments.
+def take(arguments: Json, name: str, kind: type, default: Any = ..., within: str = "") -> Any:
+    """Take one argument out of a command's arguments, or of the object `within` them (such as ``"backend."``).
 
     Raises
     ------
@@ -211,16 +231,16 @@ def take(arguments: Json, name: str, kind: type, default: Any = ...) -> Any:
     """
     if name not in arguments:
         if default is ...:
-            raise QmpError(f"Parameter '{name}' is missing")
+            raise QmpError(f"Parameter '{within}{name}' is missing")
         return default
     value = arguments.pop(name)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         expected = {str: "string", int: "integer", bool: "boolean", dict: "object"}[kind]
-        raise QmpError(f"Invalid parameter type for '{name}', expected: {expected}")
+        raise QmpError(f"Invalid parameter type for '{within}{name}', expected: {expected}")
     return value
 
 
-def no_more(arguments: Json) -> None:
+def no_more(arguments: Json, within: str = "") -> None:
     """Refuse what is left of a command's arguments."""
     for name in arguments:
-        raise QmpError(f"Parameter '{name}' is unexpected")
+        raise QmpError(f"Parameter '{within}{name}' is unexpected")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..device.effects import Effects, MapBar, RingDoorbell, SendMsi
 from ..device.ivshmem import MEMORY_BAR, Ivshmem
+from ..errors import DeviceError
 from . import lapic
 from .bus import PAGE_BYTES, MmioBus, PortBus, Range, ones
 from .hostbridge import PciBus
@@ -35,7 +36,7 @@ class Link(Protocol):
         """Interrupt a vector of a peer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Mapping:
     """Memory that the CPU sees at an address."""
 
@@ -56,9 +57,11 @@ class Board:
     ----------
     cpu
         The CPU whose physical memory is arranged.
+    has_lapic
+        False leaves interrupt messages to whoever overrides `message`.
     """
 
-    def __init__(self, cpu: Cpu) -> None:
+    def __init__(self, cpu: Cpu, *, has_lapic: bool = True) -> None:
         self.cpu = cpu
         self.lapic = lapic.Lapic()
         self.ports = PortBus()
@@ -70,7 +73,8 @@ class Board:
         self._memory: list[Mapping] = []
         self._links: dict[PciFunction, Link] = {}
         self._bars: dict[tuple[PciFunction, int], Mapping | Range] = {}
-        self._add_mmio(Range(lapic.BASE, lapic.SIZE, self.lapic.read, self.lapic.write))
+        if has_lapic and not self._add_mmio(Range(lapic.BASE, lapic.SIZE, self.lapic.read, self.lapic.write)):
+            raise DeviceError(f"there is memory at {lapic.BASE:#x}, where the local APIC belongs")
 
     # -- the CPU's accesses --------------------------------------------------------------------------
 
@@ -169,13 +173,15 @@ class Board:
         return True
 
     def _overlaps(self, start: int, end: int) -> bool:
-        if any(start < other.end and other.address < end for other in self._memory):
-            return True
-        return self.mmio.any_between(start, end)
+        return self._has_memory(start, end) or self.mmio.any_between(start, end)
+
+    def _has_memory(self, start: int, end: int) -> bool:
+        """Tell whether there is memory somewhere in ``start <= address < end``."""
+        return any(start < other.end and other.address < end for other in self._memory)
 
     def _add_mmio(self, mmio: Range) -> bool:
         first, last = mmio.start & -PAGE_BYTES, -(-mmio.end // PAGE_BYTES) * PAGE_BYTES
-        if any(first < other.end and other.address < last for other in self._memory):
+        if self._has_memory(first, last):
             return False
         for address in self.mmio.add(mmio):
             self.cpu.map_mmio_page(address)

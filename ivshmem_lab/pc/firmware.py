@@ -46,7 +46,7 @@ class Allocator:
         return address
 
 
-def assign(board: Board, functions: list[PciFunction], window_start: int = WINDOW_START) -> None:
+def assign(board: Board, functions: list[PciFunction], allocator: Allocator) -> None:
     """Program the BARs of some functions and enable them, largest first.
 
     Parameters
@@ -55,10 +55,9 @@ def assign(board: Board, functions: list[PciFunction], window_start: int = WINDO
         Carries out the mapping.
     functions
         Which ones.
-    window_start
-        The lowest address that may be used below 4 GiB.
+    allocator
+        Hands out the addresses.
     """
-    allocator = Allocator(window_start)
     wanted = sorted(
         ((bar, function) for function in functions for bar in function.bars.values()),
         key=lambda item: -item[0].size_bytes,

@@ -187,7 +187,7 @@ class Machine(Board):
             Where and how the CPU begins.
         """
         functions = [function for _, _, function in self.pci]
-        firmware.assign(self, functions, max(firmware.WINDOW_START, len(self.ram)))
+        firmware.assign(self, functions, firmware.Allocator(max(firmware.WINDOW_START, len(self.ram))))
         if self.kernel is None:
             self.ram[IDLE_ADDRESS : IDLE_ADDRESS + len(IDLE)] = IDLE
             return multiboot.Start(IDLE_ADDRESS, 0, 0)

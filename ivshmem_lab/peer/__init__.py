@@ -1,0 +1,1 @@
+"""The Python process as a peer of a server."""

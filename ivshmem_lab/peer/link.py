@@ -1,0 +1,150 @@
+"""A peer's end of the connection: the socket, and all that came through it. No locks, no waiting."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING, Self
+
+from ..errors import PeerError, RemoteProtocolError
+from ..ipc.eventfd import EventFd, is_eventfd
+from ..ipc.fdpass import close_all, receive_message
+from ..ipc.memory import SharedMemory
+from ..wire.client import ClientProtocol, MemoryArrived, PeerLeft, VectorAdded
+
+if TYPE_CHECKING:
+    from ..wire.client import Event
+
+_READ_BYTES = 4096
+_TURN_READS = 4096  # a server that never stops talking does not keep a caller for ever
+_TIMEVAL = struct.Struct("ll")
+
+
+class Link:
+    """What a server told us.
+
+    Attributes
+    ----------
+    sock
+        The connection, None once it ended.
+    lines
+        The vectors of every peer that is there, ours too.
+    memory
+        The shared memory, None before it came.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock: socket.socket | None = sock
+        self.lines: dict[int, list[EventFd]] = {}
+        self.memory: SharedMemory | None = None
+        self._protocol: ClientProtocol[int] = ClientProtocol()
+
+    @classmethod
+    def connect(cls, path: str, timeout_s: float) -> Self:
+        """Connect to the server's socket.
+
+        Raises
+        ------
+        PeerError
+            When nobody accepts there in time.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            micros = max(1, int(timeout_s * 1e6))
+            # a full backlog blocks connect(2) for as long as a send may block (unix(7), SO_SNDTIMEO)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(micros, 1_000_000)))
+            sock.connect(path)
+            sock.setblocking(False)
+        except OSError as error:
+            sock.close()
+            raise PeerError(
+                f"no ivshmem server answers on {path!r}: {error.strerror}; start one with: ivshmem-server -F -S {path}"
+            ) from error
+        return cls(sock)
+
+    @property
+    def peer_id(self) -> int:
+        """Our id, -1 before it came."""
+        return -1 if self._protocol.peer_id is None else self._protocol.peer_id
+
+    @property
+    def missing(self) -> str:
+        """What of the introduction has not come yet, in words."""
+        return self._protocol.missing
+
+    @property
+    def own(self) -> list[EventFd]:
+        """Our vectors."""
+        return self.lines.get(self.peer_id, [])
+
+    @property
+    def others(self) -> dict[int, int]:
+        """The other peers: id and number of vectors."""
+        return {peer_id: len(lines) for peer_id, lines in self.lines.items() if peer_id != self.peer_id}
+
+    def read(self) -> None:
+        """Learn what the server has said by now. At its end, or when it errs, the connection ends.
+
+        Raises
+        ------
+        RemoteProtocolError
+            When it broke the protocol.
+        SharedMemoryError
+            When the memory cannot be mapped.
+        PassedFdLostError
+            When we may open no more descriptors.
+        """
+        try:
+            for _ in range(_TURN_READS):
+                if self.sock is None:
+                    return
+                try:
+                    data, fds = receive_message(self.sock, _READ_BYTES)
+                except BlockingIOError:
+                    return
+                except ConnectionResetError:  # it ended with something of ours unread
+                    data, fds = b"", []
+                if not data:
+                    self._protocol.eof()
+                    self._disconnect()
+                    return
+                self._learn(self._protocol.receive(data, fds))
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def close(self) -> None:
+        """Leave, and close everything; arrays of the memory stay usable."""
+        self._disconnect()
+        for lines in self.lines.values():
+            for line in lines:
+                line.close()
+        self.lines.clear()
+        if self.memory is not None:
+            self.memory.close()
+
+    def _learn(self, events: list[Event[int]]) -> None:
+        unclaimed = [event.fd for event in events if isinstance(event, (MemoryArrived, VectorAdded))]
+        try:
+            for event in events:
+                if isinstance(event, PeerLeft):
+                    for line in self.lines.pop(event.peer_id):
+                        line.close()
+                elif isinstance(event, MemoryArrived):
+                    self.memory = SharedMemory.from_fd(unclaimed.pop(0))
+                elif isinstance(event, VectorAdded):
+                    if not is_eventfd(event.fd):
+                        raise RemoteProtocolError(
+                            "vector",
+                            f"the descriptor of peer {event.peer_id}'s vector {event.vector} is not an eventfd",
+                        )
+                    self.lines.setdefault(event.peer_id, []).append(EventFd(unclaimed.pop(0)))
+        except BaseException:
+            close_all(unclaimed)
+            raise
+
+    def _disconnect(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+        close_all(self._protocol.abandon())

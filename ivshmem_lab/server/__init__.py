@@ -1,0 +1,1 @@
+"""The server that joins machines and processes over one shared memory."""
