@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CONFIG_BYTES = 256
+ADDRESS_LIMIT = 1 << 46
+"""The physical addresses of common x86 CPUs end here; the Unicorn engine's at 2^52 (measured, 2.1.4)."""
 COMMAND = 0x04
 STATUS = 0x06
 BAR0 = 0x10
@@ -145,17 +147,14 @@ class PciFunction:
         for offset, data in (writable or {}).items():
             self._mask[offset : offset + len(data)] = data
         self._config = bytearray(self._initial)
+        self.command = 0
+        """The command register; kept apart since every interrupt looks at it."""
 
     def _put(self, offset: int, value: int, width: int) -> None:
         self._initial[offset : offset + width] = value.to_bytes(width, "little")
 
     def _allow(self, offset: int, mask: int, width: int) -> None:
         self._mask[offset : offset + width] = mask.to_bytes(width, "little")
-
-    @property
-    def command(self) -> int:
-        """The command register."""
-        return int.from_bytes(self._config[COMMAND : COMMAND + 2], "little")
 
     def config_bytes(self) -> bytes:
         """Return the whole configuration space, 256 bytes."""
@@ -178,6 +177,7 @@ class PciFunction:
             mask = self._mask[index]
             byte = value >> 8 * (index - offset) & 0xFF
             self._config[index] = (self._config[index] & ~mask) | (byte & mask)
+        self.command = int.from_bytes(self._config[COMMAND : COMMAND + 2], "little")
         return self._remap() + self._config_written(offset, size)
 
     def _config_written(self, offset: int, size: int) -> Effects:
@@ -187,9 +187,9 @@ class PciFunction:
     def bar_address(self, index: int) -> int | None:
         """Return where a BAR is visible by its registers, or None when it decodes nothing.
 
-        None while decoding is off, at address 0, and at all ones: that is a driver that asks for the
-        size. (QEMU shows a 64-bit BAR for a moment there; mapping gigabytes twice for nothing is
-        a price that only an emulator pays.)
+        None while decoding is off, at address 0, beyond what a CPU reaches, and at all ones: that is a
+        driver that asks for the size. (QEMU shows a 64-bit BAR for a moment there; mapping gigabytes twice
+        for nothing is a price that only an emulator pays.)
         """
         bar = self.bars[index]
         if not self.command & (COMMAND_IO if bar.is_io else COMMAND_MEMORY):
@@ -198,8 +198,8 @@ class PciFunction:
         raw = int.from_bytes(self._config[bar.offset : bar.offset + width], "little")
         address = raw & -bar.size_bytes
         low_ones = -bar.size_bytes & 0xFFFFFFFF
-        sizing = raw & 0xFFFFFFFF & low_ones == low_ones if low_ones else raw >> 32 == 0xFFFFFFFF
-        return None if sizing or address == 0 else address
+        sizing = low_ones and raw & low_ones == low_ones
+        return None if sizing or address == 0 or address + bar.size_bytes > ADDRESS_LIMIT else address
 
     def _remap(self) -> Effects:
         """Compare what the registers say with what is mapped; hide before showing."""
@@ -221,6 +221,7 @@ class PciFunction:
     def reset(self) -> Effects:
         """Return to power-on values (PCI 3.0, section 4.3.1)."""
         self._config[:] = self._initial
+        self.command = int.from_bytes(self._config[COMMAND : COMMAND + 2], "little")
         return self._remap()
 
     def read_bar(self, bar: int, offset: int, size: int) -> int:

@@ -86,6 +86,8 @@ class UnicornCpu:
         self._control = uc.Registers("CR0")
         self._instruction = uc.Registers("EIP")
         self._entry = uc.Registers("EAX", "EBX", "ESP", "EFLAGS", "EIP")
+        self._frame = (ctypes.c_uint32 * 4)()
+        self._frame_end = ctypes.addressof(self._frame) + 16
         self._scratch = ctypes.create_string_buffer(16)
         self._scratch_address = ctypes.addressof(self._scratch)
         self._kicked = HookFunction(lambda *_: on_kick()) if on_kick else None
@@ -362,11 +364,12 @@ class UnicornCpu:
         gate = self._read_virtual(idtr.base + 8 * vector, 8)
         if gate is None or not gate[5] & 0x80 or gate[5] & 0x0E != 0x0E:
             raise TripleFaultError(f"vector {vector} has no gate in the interrupt table at {idtr.base:#x}")
-        frame = (eip & 0xFFFFFFFF | cs << 32 | eflags << 64).to_bytes(12, "little")
-        if not external and vector in WITH_ERROR_CODE:
-            frame = bytes(4) + frame
-        esp = esp - len(frame) & 0xFFFFFFFF
-        if not self._write_virtual(esp, frame):
+        # An error code (always 0: the engine does not tell it), EIP, CS, EFLAGS.
+        frame = self._frame
+        frame[1], frame[2], frame[3] = eip & 0xFFFFFFFF, cs, eflags & 0xFFFFFFFF
+        size = 16 if not external and vector in WITH_ERROR_CODE else 12
+        esp = esp - size & 0xFFFFFFFF
+        if uc.vmem_write(self._handle, esp, uc.WRITE, self._frame_end - size, size):
             raise TripleFaultError(f"the stack at {esp:#x} cannot take the frame of vector {vector}")
         is_interrupt_gate = gate[5] & 1 == 0
         eflags &= ~(TRAP_FLAG | NESTED_FLAG | (INTERRUPT_FLAG if is_interrupt_gate else 0))
@@ -384,7 +387,3 @@ class UnicornCpu:
         if uc.vmem_read(self._handle, address & 0xFFFFFFFF, uc.READ, self._scratch_address, size):
             return None
         return self._scratch.raw[:size]
-
-    def _write_virtual(self, address: int, data: bytes) -> bool:
-        ctypes.memmove(self._scratch_address, data, len(data))
-        return not uc.vmem_write(self._handle, address, uc.WRITE, self._scratch_address, len(data))
