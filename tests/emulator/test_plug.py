@@ -7,6 +7,7 @@ import contextlib
 import struct
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_MODE_32, UC_MODE_64, Uc
 from unicorn.x86_const import UC_X86_INS_OUT, UC_X86_REG_EAX, UC_X86_REG_EBX, UC_X86_REG_EIP, UC_X86_REG_ESP
 
 import ivshmem_lab
-from ivshmem_lab.emulator.plug import PluggedDevice
 from ivshmem_lab.errors import DeviceError, ServerError, UsageError
 from ivshmem_lab.guests import guest_path
 from ivshmem_lab.ipc.memory import SharedMemory
 from ivshmem_lab.pc import multiboot
 from ivshmem_lab.peer.peer import Peer
 from ivshmem_lab.server.server import Server
+
+if TYPE_CHECKING:
+    from ivshmem_lab.emulator.plug import PluggedDevice
 
 RAM_BYTES = 32 << 20
 CODE = 0x100000
