@@ -1,6 +1,6 @@
 """Shared memory: a memfd, a named POSIX object, a file, or a file descriptor that somebody passed.
 
-A region is mapped once per object, readable and writable. Arrays handed out keep the mapping
+A region is mapped once per object, readable and writable (an observer's readable only). Arrays handed out keep the mapping
 alive after :meth:`SharedMemory.close`, so closing never pulls memory from under a reader.
 """
 
@@ -42,21 +42,24 @@ class SharedMemory:
         ``"memfd"``, ``"posix"``, ``"file"`` or ``"fd"`` (passed by somebody else).
     name
         POSIX name without its slash, path of the file, label of the memfd, or None.
+    writable
+        Whether the mapping can be written; only :meth:`from_fd` makes one that cannot.
     """
 
-    def __init__(self, fd: int, size_bytes: int, kind: str, name: str | None) -> None:
+    def __init__(self, fd: int, size_bytes: int, kind: str, name: str | None, *, writable: bool = True) -> None:
         self.fd = fd
         self.size_bytes = size_bytes
         self.kind = kind
         self.name = name
+        self.writable = writable
         self._identity = _identity(os.fstat(fd))
         self._map: mmap.mmap | None = None
 
     @classmethod
     def create_memfd(cls, size_bytes: int, name: str = "ivshmem") -> Self:
-        """Make nameless memory that nobody can shrink and only this user can reopen.
+        """Make nameless memory that nobody can resize and only this user can reopen.
 
-        Sealed against shrinking (memfd_create(2), ``F_SEAL_SHRINK``), so that no peer can turn
+        Sealed against shrinking and growing (memfd_create(2)), so that no peer can turn
         another's access into SIGBUS. Not limited by the size of ``/dev/shm``.
 
         Raises
@@ -75,7 +78,7 @@ class SharedMemory:
             try:
                 os.ftruncate(fd, size_bytes)
                 os.fchmod(fd, _MODE)
-                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
             except (OSError, OverflowError) as error:
                 raise SharedMemoryError(f"cannot make a memfd of {format_size(size_bytes)}: {error}") from error
             return cls(fd, size_bytes, "memfd", name)
@@ -174,10 +177,17 @@ class SharedMemory:
             raise
 
     @classmethod
-    def from_fd(cls, fd: int) -> Self:
+    def from_fd(cls, fd: int, *, read_only_too: bool = False) -> Self:
         """Take a file descriptor that somebody passed; its size comes from fstat(2).
 
         The descriptor belongs to the new object, and is closed when it cannot be used.
+
+        Parameters
+        ----------
+        fd
+            The descriptor.
+        read_only_too
+            Map one that is open for reading only (an observer's) read-only, instead of failing to map it.
 
         Raises
         ------
@@ -185,7 +195,9 @@ class SharedMemory:
             When it is not memory of at least one byte.
         """
         with _closing_on_error(fd):
-            return cls(fd, _size_of(fd, f"file descriptor {fd}"), "fd", None)
+            size_bytes = _size_of(fd, f"file descriptor {fd}")
+            observes = read_only_too and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+            return cls(fd, size_bytes, "fd", None, writable=not observes)
 
     @property
     def map(self) -> mmap.mmap:
@@ -199,11 +211,12 @@ class SharedMemory:
         if self._map is None:
             if self.fd < 0:
                 raise SharedMemoryError("this shared memory is closed; map it before close()")
+            protection = mmap.PROT_READ | (mmap.PROT_WRITE if self.writable else 0)
             try:
-                self._map = mmap.mmap(self.fd, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+                self._map = mmap.mmap(self.fd, self.size_bytes, mmap.MAP_SHARED, protection)
             except (OSError, ValueError, OverflowError) as error:
                 raise SharedMemoryError(
-                    f"cannot map {format_size(self.size_bytes)} of {self.kind} memory for reading and writing: {error}"
+                    f"cannot map {format_size(self.size_bytes)} of {self.kind} memory for reading{' and writing' * self.writable}: {error}"
                 ) from error
         return self._map
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Self
@@ -31,16 +33,34 @@ class Link:
         The vectors of every peer that is there, ours too.
     memory
         The shared memory, None before it came.
+    heard
+        How many reads brought something.
+    changes
+        Peers that came (True) and left (False) since somebody took them from here.
+    departed
+        The vectors of those who left; closed by the next :meth:`read`, if the owner does not do it before.
+
+    Parameters
+    ----------
+    sock
+        Connected, non-blocking.
+    news
+        An epoll(7) that shall tell when the server has said something.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, news: select.epoll) -> None:
         self.sock: socket.socket | None = sock
+        self.heard = 0
+        self.changes: list[tuple[int, bool]] = []
+        self.departed: list[EventFd] = []
         self.lines: dict[int, list[EventFd]] = {}
         self.memory: SharedMemory | None = None
         self._protocol: ClientProtocol[int] = ClientProtocol()
+        self._news = news
+        news.register(sock, select.EPOLLIN)
 
     @classmethod
-    def connect(cls, path: str, timeout_s: float) -> Self:
+    def connect(cls, path: str, timeout_s: float, news: select.epoll) -> Self:
         """Connect to the server's socket.
 
         Raises
@@ -60,7 +80,7 @@ class Link:
             raise PeerError(
                 f"no ivshmem server answers on {path!r}: {error.strerror}; start one with: ivshmem-server -F -S {path}"
             ) from error
-        return cls(sock)
+        return cls(sock, news)
 
     @property
     def peer_id(self) -> int:
@@ -71,6 +91,11 @@ class Link:
     def missing(self) -> str:
         """What of the introduction has not come yet, in words."""
         return self._protocol.missing
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection has ended."""
+        return self.sock is None
 
     @property
     def own(self) -> list[EventFd]:
@@ -94,6 +119,7 @@ class Link:
         PassedFdLostError
             When we may open no more descriptors.
         """
+        self._close_departed()
         try:
             for _ in range(_TURN_READS):
                 if self.sock is None:
@@ -104,6 +130,7 @@ class Link:
                     return
                 except ConnectionResetError:  # it ended with something of ours unread
                     data, fds = b"", []
+                self.heard += 1
                 if not data:
                     self._protocol.eof()
                     self._disconnect()
@@ -117,21 +144,25 @@ class Link:
         """Leave, and close everything; arrays of the memory stay usable."""
         self._disconnect()
         for lines in self.lines.values():
-            for line in lines:
-                line.close()
+            self.departed += lines
         self.lines.clear()
+        self._close_departed()
         if self.memory is not None:
             self.memory.close()
+
+    def _close_departed(self) -> None:
+        while self.departed:
+            self.departed.pop().close()
 
     def _learn(self, events: list[Event[int]]) -> None:
         unclaimed = [event.fd for event in events if isinstance(event, (MemoryArrived, VectorAdded))]
         try:
             for event in events:
                 if isinstance(event, PeerLeft):
-                    for line in self.lines.pop(event.peer_id):
-                        line.close()
+                    self.changes.append((event.peer_id, False))
+                    self.departed += self.lines.pop(event.peer_id)
                 elif isinstance(event, MemoryArrived):
-                    self.memory = SharedMemory.from_fd(unclaimed.pop(0))
+                    self.memory = SharedMemory.from_fd(unclaimed.pop(0), read_only_too=True)
                 elif isinstance(event, VectorAdded):
                     if not is_eventfd(event.fd):
                         raise RemoteProtocolError(
@@ -139,12 +170,17 @@ class Link:
                             f"the descriptor of peer {event.peer_id}'s vector {event.vector} is not an eventfd",
                         )
                     self.lines.setdefault(event.peer_id, []).append(EventFd(unclaimed.pop(0)))
+                    if event.vector == 0 and event.peer_id != self.peer_id:
+                        self.changes.append((event.peer_id, True))
         except BaseException:
             close_all(unclaimed)
             raise
 
     def _disconnect(self) -> None:
         if self.sock is not None:
+            # closing alone does not end the watching when a forked child has the socket too (epoll(7))
+            with contextlib.suppress(ValueError):  # the epoll is closed
+                self._news.unregister(self.sock)
             self.sock.close()
             self.sock = None
         close_all(self._protocol.abandon())

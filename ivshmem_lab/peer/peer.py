@@ -1,39 +1,27 @@
-"""The Python process as a peer: memory to read and write, interrupts to send and to wait for.
-
-There is no thread here: what the server has to say is read whenever the peer is asked something.
-"""
+"""The Python process as a peer: memory to read and write, interrupts to send and to wait for."""
 
 from __future__ import annotations
 
-import select
-import threading
 import time
-from typing import TYPE_CHECKING, Self
+from os import eventfd_read, eventfd_write
+from typing import TYPE_CHECKING, Any, Self, overload
 
-from ..errors import PeerClosedError, PeerError, UnknownPeerError
-from ..ipc.eventfd import EventFd, poll_timeout_ms
+from ..errors import PeerClosedError, UnknownPeerError, UsageError
 from ..ipc.runtime_dir import check_socket_path
 from ..units import format_size
-from .link import Link
+from .aio import AsyncPeer
+from .joining import QUIET_S
 
 if TYPE_CHECKING:
     import os
 
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
-QUIET_S = 0.1
-"""A server that says nothing for so long has finished the introduction.
-
-The protocol does not say where it ends, nor how many vectors a peer has. Own vectors come last, and
-all peers have equally many with QEMU's server (measured, 7.2) and with ours: when another peer is
-there, its vectors tell the number and nothing is waited for.
-"""
-
-_ALONE_QUIET_S = 0.02  # the same, once a first own vector is there: a server sends them in one go
+    from .words import Words
 
 
-class Peer:
+class Peer(AsyncPeer):
     """One peer of an ivshmem server. Made by :meth:`connect`.
 
     Threads may share it: every call is complete in itself, and several may wait at the same time.
@@ -46,23 +34,23 @@ class Peer:
         Our own id, 0 to 65535: others ring it.
     """
 
-    def __init__(self, path: str, link: Link) -> None:
-        self.path = path
-        self.peer_id = -1
-        self._link = link
-        self._array: NDArray[np.uint8] | None = None
-        self._lock = threading.RLock()  # held by every call, but not while it polls
-        self._nobody_polls = threading.Condition(self._lock)
-        self._polling = 0
-        self._closed = False
-        self._closing = EventFd.create()  # wakes those who poll when another thread closes
-
     @classmethod
-    def connect(cls, path: str | os.PathLike[str], timeout_s: float = 5.0) -> Self:
+    def connect(cls, path: str | os.PathLike[str], timeout_s: float = 5.0, *, reconnect: bool = False) -> Self:
         """Join a server.
 
         Returns when id, memory and own vectors have arrived, as far as one can know it
-        (:data:`QUIET_S`). Vectors that come later are found when they are asked for.
+        (:data:`~ivshmem_lab.peer.joining.QUIET_S`). Vectors that come later are found when they are asked for.
+
+        Parameters
+        ----------
+        path
+            The server's socket.
+        timeout_s
+            How long it may take.
+        reconnect
+            When the server is gone, look for it on the same path, ten times a second while we are asked
+            something, and join it again. Our id and the memory can be others then: :meth:`on_server` tells.
+            Until then the old memory and eventfds stay in use.
 
         Raises
         ------
@@ -76,8 +64,7 @@ class Peer:
             When the server's memory cannot be mapped.
         """
         deadline = time.monotonic() + timeout_s
-        text = check_socket_path(path)
-        peer = cls(text, Link.connect(text, timeout_s))
+        peer = cls(check_socket_path(path), timeout_s, reconnect=reconnect)
         try:
             peer._introduce(deadline, timeout_s)
         except BaseException:
@@ -89,7 +76,7 @@ class Peer:
     def connected(self) -> bool:
         """Whether the server is still there. Without it memory and interrupts go on, but nobody new is heard of."""
         with self._lock:
-            return not self._closed and self._fresh().sock is not None
+            return not self._closed and not self._fresh().gone
 
     @property
     def closed(self) -> bool:
@@ -98,7 +85,10 @@ class Peer:
 
     @property
     def memory(self) -> NDArray[np.uint8]:
-        """The shared memory, not a copy: shape ``(size_bytes,)``, bytes. An array that you hold outlives :meth:`close`."""
+        """The shared memory, not a copy: shape ``(size_bytes,)``, bytes; read-only for an observer.
+
+        An array that you hold outlives :meth:`close`.
+        """
         with self._lock:
             self._check_open()
             assert self._array is not None
@@ -108,6 +98,74 @@ class Peer:
     def size_bytes(self) -> int:
         """Size of the shared memory."""
         return len(self.memory)
+
+    @property
+    def writable(self) -> bool:
+        """Whether we may write the memory; an observer may not."""
+        return bool(self.memory.flags.writeable)
+
+    @overload
+    def array(self, dtype: type[np.uint8] = ..., offset: int = 0, count: int | None = None) -> NDArray[np.uint8]: ...
+    @overload
+    def array(self, dtype: DTypeLike, offset: int = 0, count: int | None = None) -> NDArray[Any]: ...
+    def array(self, dtype: DTypeLike = "u1", offset: int = 0, count: int | None = None) -> NDArray[Any]:
+        """Return a part of the memory as an array of any type, not a copy; read-only for an observer.
+
+        Parameters
+        ----------
+        dtype
+            Type of one element.
+        offset
+            Bytes from the start of the memory.
+        count
+            Elements; None for as many as fit. The shape is ``(count,)``.
+
+        Raises
+        ------
+        UsageError
+            When the part does not lie inside the memory.
+        """
+        import numpy as np
+
+        memory, element = self.memory, np.dtype(dtype)
+        room = (len(memory) - offset) // element.itemsize if 0 <= offset <= len(memory) and element.itemsize else -1
+        wanted = room if count is None else count
+        if not 0 <= wanted <= room:
+            raise UsageError(
+                f"{'the array' if count is None else count} of {element.itemsize}-byte elements at offset {offset} is not "
+                f"inside the memory of {len(memory)} bytes; lower offset or count"
+            )
+        return memory[offset : offset + wanted * element.itemsize].view(element)
+
+    def load32(self, offset: int) -> int:
+        """Read the u32 at an offset in one access (:mod:`~ivshmem_lab.peer.words` says what that is worth).
+
+        Raises
+        ------
+        UsageError
+            When the offset is not a multiple of 4, or not inside the memory.
+        """
+        return self._open_words().load(offset, 4)
+
+    def store32(self, offset: int, value: int) -> None:
+        """Write the u32 at an offset in one access.
+
+        Raises
+        ------
+        UsageError
+            When the offset is not a multiple of 4 or not inside the memory, or the value is no u32.
+        SharedMemoryError
+            When we are an observer.
+        """
+        self._open_words().store(offset, 4, value)
+
+    def load64(self, offset: int) -> int:
+        """Read the u64 at an offset, a multiple of 8, in one access; raises as :meth:`load32`."""
+        return self._open_words().load(offset, 8)
+
+    def store64(self, offset: int, value: int) -> None:
+        """Write the u64 at an offset, a multiple of 8, in one access; raises as :meth:`store32`."""
+        self._open_words().store(offset, 8, value)
 
     @property
     def vectors(self) -> int:
@@ -142,11 +200,24 @@ class Peer:
         PeerClosedError
             After :meth:`close`.
         """
+        touching = self._touching
+        touching.append(None)
+        try:
+            eventfd_write(self._fds[peer_id, vector], 1)
+            return  # noqa: TRY300 -- nearly all calls end here
+        except KeyError:  # first time
+            pass
+        except BlockingIOError:  # its counter is full: the interrupt is pending anyway
+            return
+        finally:
+            touching.pop()
         with self._lock:
-            self._line(peer_id, vector).ring()
+            line = self._line(peer_id, vector)
+            line.ring()
+            self._fds[peer_id, vector] = line.fileno()
 
     def wait(self, vector: int = 0, timeout_s: float | None = None) -> int:
-        """Wait for interrupts on one of our vectors.
+        """Wait for interrupts on one of our vectors. Those that came before count too.
 
         Meanwhile we hear of peers that come and go; a server that ends does not end the waiting.
 
@@ -165,20 +236,33 @@ class Peer:
             When the server breaks the protocol; once, then waiting goes on without the server.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        polling = self._polling
+        polling.append(None)
+        try:
+            # The short way, without locks: a round trip is six system calls and little else.
+            poll, fd = self._ways[vector]
+            poll(timeout_s if timeout_s is None or timeout_s >= 0 else 0, 1)
+            return eventfd_read(fd)
+        except (KeyError, BlockingIOError):  # first time, or reconnecting; or not woken by an interrupt
+            pass
+        finally:
+            polling.pop()
+            if self._closed:
+                self._tell_closer()
         while True:
             with self._lock:
-                line = self._line(self.peer_id, vector)
-                count = line.take()
-                if count:
+                poller = self._poller(vector)
+                if count := self._line(self.peer_id, vector).take():
                     return count
                 self._fresh()
-            if not self._poll(deadline, line):
-                return 0
+            if not self._sleep(poller, deadline):
+                with self._lock:
+                    return self._line(self.peer_id, vector).take()
 
     def wait_for_peer(self, peer_id: int | None = None, timeout_s: float | None = None) -> int:
         """Wait until a peer is there with as many vectors as we have; None: any other peer.
 
-        One that has fewer counts when nothing more was heard for :data:`QUIET_S`.
+        One that has fewer counts when nothing more was heard for :data:`~ivshmem_lab.peer.joining.QUIET_S`.
 
         Returns
         -------
@@ -198,30 +282,17 @@ class Peer:
                 link = self._fresh()
                 found = {each: count for each, count in link.others.items() if peer_id is None or each == peer_id}
                 complete = [each for each, count in found.items() if count >= len(link.own)]
-                gone = link.sock is None
+                gone = link.gone
             if complete:
                 return complete[0]
             limit = time.monotonic() + QUIET_S if found else deadline
-            if gone or not self._poll(limit):
+            if (gone and not self._reconnect) or not self._sleep(self._news, limit):
                 break
         if found:
             return next(iter(found))
         who = "another peer" if peer_id is None else f"peer {peer_id}"
         why = "the server is gone" if gone else f"not within {timeout_s} s"
         raise UnknownPeerError(f"{who} did not come, {why}; {self._who_is_there()}")
-
-    def close(self) -> None:
-        """Leave. Arrays of the memory stay usable; whoever waits gets PeerClosedError. May be called twice."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._closing.ring()
-            while self._polling:
-                self._nobody_polls.wait()
-            self._link.close()
-            self._array = None
-            self._closing.close()
 
     def __enter__(self) -> Self:
         return self
@@ -234,70 +305,17 @@ class Peer:
             if self._closed or self._array is None:
                 return f"<Peer {self.peer_id} of {self.path}: closed>"
             others = ", ".join(f"{peer_id} with {count}" for peer_id, count in self._link.others.items()) or "none"
-            server = "" if self._link.sock is not None else "; the server is gone"
+            looked_for = " and is looked for" if self._reconnect else ""
+            server = "" if not self._link.gone else f"; the server is gone{looked_for}"
             return (
-                f"<Peer {self.peer_id} of {self.path}: memory {format_size(len(self._array))}, vectors {len(self._link.own)}; "
+                f"<Peer {self.peer_id} of {self.path}: memory {format_size(len(self._array))}"
+                f"{'' if self.writable else ', read-only'}, vectors {len(self._link.own)}; "
                 f"other peers and their vectors: {others}{server}>"
             )
 
-    def _introduce(self, deadline: float, timeout_s: float) -> None:
-        while True:
-            self._link.read()
-            own, others = len(self._link.own), max(self._link.others.values(), default=0)
-            ready = not self._link.missing
-            if ready and (self._link.sock is None or 0 < own == others):
-                break
-            quiet_s = _ALONE_QUIET_S if own and not others else QUIET_S
-            if not self._poll(min(deadline, time.monotonic() + quiet_s) if ready else deadline):
-                break
-        if self._link.missing or self._link.memory is None:
-            raise PeerError(
-                f"the server on {self.path!r} did not introduce us within {timeout_s} s: "
-                f"{self._link.missing} did not come; is it an ivshmem server?"
-            )
-        self.peer_id = self._link.peer_id
-        self._array = self._link.memory.array()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise PeerClosedError(f"peer {self.peer_id} of {self.path!r} is closed; connect again with Peer.connect()")
-
-    def _fresh(self) -> Link:
-        """Read what the server has said. Under the lock."""
-        self._check_open()
-        self._link.read()
-        return self._link
-
-    def _line(self, peer_id: int, vector: int) -> EventFd:
-        """Find a vector; look for news only when it is unknown, which keeps ringing cheap. Under the lock."""
-        self._check_open()
-        lines = self._link.lines.get(peer_id, [])
-        if not 0 <= vector < len(lines):
-            lines = self._fresh().lines.get(peer_id, [])
-        if 0 <= vector < len(lines):
-            return lines[vector]
-        known = lines or peer_id == self.peer_id
-        what = f"peer {peer_id} has no vector {vector}" if known else f"there is no peer {peer_id}"
-        raise UnknownPeerError(f"{what}; {self._who_is_there()}")
-
-    def _who_is_there(self) -> str:
-        them = ", ".join(f"{peer_id} with {len(lines)}" for peer_id, lines in sorted(self._link.lines.items()))
-        return f"peers and their vectors, counted from 0, are: {them or 'none'} (we are peer {self.peer_id})"
-
-    def _poll(self, deadline: float | None, line: EventFd | None = None) -> bool:
-        """Wait for the server to say something, or for an interrupt; False when the time is over."""
-        poller = select.poll()
-        with self._lock:
+    def _open_words(self) -> Words:
+        words = self._words
+        if words is None:
             self._check_open()
-            poller.register(self._closing, select.POLLIN)
-            if self._link.sock is not None:
-                poller.register(self._link.sock, select.POLLIN)
-            if line is not None:
-                poller.register(line, select.POLLIN)
-            self._polling += 1
-        try:
-            return bool(poller.poll(poll_timeout_ms(deadline)))
-        finally:
-            with self._lock:
-                self._polling -= 1
-                self._nobody_polls.notify_all()
+            raise PeerClosedError("no memory")
+        return words

@@ -1,44 +1,46 @@
-"""The command ``ivshmem-server``: QEMU's contrib server's basic flags on our server."""
+"""The command ``ivshmem-server``: a drop-in for QEMU's contrib server, on ours."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
+import dataclasses
+import fcntl
+import json
 import os
-import resource
 import signal
 import sys
-import traceback
-from typing import TYPE_CHECKING, NoReturn
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import IvshmemLabError, UsageError
+from ..errors import IvshmemLabError, SharedMemoryError, UsageError
 from ..ipc.memory import SharedMemory
-from ..ipc.runtime_dir import check_socket_path
-from ..units import check_memory_size, format_size, parse_size
-from .events import ClientRefused, PeerDeparted, PeerJoined, PeerSettled, ServerEvent, ServerStrained
-from .server import MAX_VECTORS, Server
+from ..units import format_size
+from .daemon import PidFile, run_in_background, status_of
+from .events import (
+    ClientRefused,
+    LeaseEnded,
+    LeaseReturned,
+    MessageWithheld,
+    PeerDeparted,
+    PeerJoined,
+    PeerSettled,
+    ServerEvent,
+    ServerStarted,
+    ServerStrained,
+)
+from .faults import describe_faults
+from .options import PID_FILE, Options, parse_arguments
+from .recorder import Recorder
+from .server import Server
+from .statusview import ask_status, show_status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
-_DONE, _FAILED, _WRONG_CALL = 0, 1, 2
-
-_EXAMPLE = """\
-example:
-  ivshmem-server -F -v -S /tmp/board.sock -M board -l 4M -n 2
-  qemu-system-x86_64 -chardev socket,path=/tmp/board.sock,id=board -device ivshmem-doorbell,chardev=board,vectors=2
-
-Without -F the server goes into the background as soon as it listens.
-SIGTERM, SIGINT or SIGHUP end it; socket and shared memory are removed.
-Exit status: 0 done, 1 failed, 2 wrong call."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Refuse a call in one line."""
-        raise UsageError(f"{message}; see {self.prog} --help")
+_DRAIN_S = 2.0
 
 
 class _Stop:
@@ -70,139 +72,182 @@ class _Stop:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the server until a signal ends it; return the exit status."""
+    """Run the server until a signal ends it, or ask one; return the exit status."""
     try:
-        options = _parse(argv)
-        return _serve(options) if options.foreground else _serve_in_background(options)
+        options = parse_arguments(argv)
+        if options.list_faults:
+            print(describe_faults(), end="")
+            return 0
+        if options.status is not None:
+            status = ask_status(options.status)
+            print(json.dumps(status) if options.json else show_status(status))
+            return 0
+        if options.foreground:
+            return _serve(options, lambda: None)
+        return run_in_background(lambda ready: _serve_with_pid_file(options, ready))
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except IvshmemLabError as error:
-        print(f"ivshmem-server: {error}", file=sys.stderr)
-        return _WRONG_CALL if isinstance(error, UsageError) else _FAILED
+        return status_of(error)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
-        prog="ivshmem-server",
-        description="Join machines and processes over one shared memory (ivshmem, protocol version 0).",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("-F", "--foreground", action="store_true", help="stay in the foreground")
-    add("-v", "--verbose", action="store_true", help="print who joins and leaves (with -F)")
-    add("-S", "--socket", default="/tmp/ivshmem_socket", metavar="SOCK", help="Unix socket to listen on (%(default)s)")
-    add("-M", "--shm-name", default="ivshmem", metavar="NAME", help="POSIX shared memory to make (%(default)s)")
-    add("-l", "--size", default="4M", metavar="SIZE", help="its size, a power of two from 4K up (%(default)s)")
-    add("-n", "--vectors", default="1", metavar="VECTORS", help=f"vectors per peer, 0 to {MAX_VECTORS} (%(default)s)")
-    options = parser.parse_args(argv)
-    if options.verbose and not options.foreground:
-        raise UsageError("cannot use verbose in daemon mode; add -F or leave out -v")
-    check_socket_path(options.socket)
-    options.size_bytes = check_memory_size(parse_size(options.size))
-    options.vector_count = _parse_vectors(options.vectors)
-    return options
-
-
-def _parse_vectors(text: str) -> int:
+def _serve_with_pid_file(options: Options, ready: Callable[[], None]) -> int:
+    pid_file: PidFile | None = None
     try:
-        vectors = int(text, 0)
-    except ValueError:
-        vectors = -1
-    if not 0 <= vectors <= MAX_VECTORS:
-        raise UsageError(f"vectors {text!r} is not allowed; a whole number from 0 to {MAX_VECTORS}")
-    return vectors
-
-
-def _serve(options: argparse.Namespace, ready_fd: int = -1) -> int:
-    """Serve until a signal comes; close `ready_fd`, if any, once clients can connect."""
-    stop = _Stop()
-    _allow_many_descriptors()
-    with SharedMemory.create_posix(options.shm_name, options.size_bytes) as memory:
-        try:
-            asyncio.run(_listen(options, memory, stop, ready_fd))
-        finally:
-            memory.unlink()
-    return _DONE
-
-
-async def _listen(options: argparse.Namespace, memory: SharedMemory, stop: _Stop, ready_fd: int) -> None:
-    say = _Printer(on=options.verbose)
-    server = Server(options.socket, memory, options.vector_count, say.event)
-    await server.start()
-    try:
-        say.line(
-            f"listening on {options.socket}: shared memory {options.shm_name} of {format_size(memory.size_bytes)}, "
-            f"{options.vector_count} vectors per peer"
-        )
-        if ready_fd >= 0:
-            _leave_terminal(ready_fd)
-        await stop.wait()
-    finally:
-        await server.close()
-    say.line("closed")
-
-
-def _serve_in_background(options: argparse.Namespace) -> int:
-    """Serve in a daemon. The caller waits until it listens, so that errors are seen and the status is right."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        _run_daemon(options, writing)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        status = pipe.read(1)
-    os.waitpid(child, 0)
-    return status[0] if status else _FAILED
-
-
-def _run_daemon(options: argparse.Namespace, ready_fd: int) -> NoReturn:
-    """Second half of the double fork: a session of its own, whose leader ends, so that no terminal comes back."""
-    status = _FAILED
-    try:
-        os.setsid()
-        if os.fork():
-            os._exit(_DONE)
-        try:
-            status = _serve(options, ready_fd)
-        except IvshmemLabError as error:
-            print(f"ivshmem-server: {error}", file=sys.stderr, flush=True)
-            status = _WRONG_CALL if isinstance(error, UsageError) else _FAILED
-            os.write(ready_fd, bytes([status]))
-        except BaseException:
-            traceback.print_exc()
+        pid_file = PidFile.write(options.pid_file or PID_FILE)
+    except IvshmemLabError:
+        if options.pid_file is not None:  # nobody may have asked for the default
             raise
+    try:
+        return _serve(options, ready)
     finally:
-        os._exit(status)
+        if pid_file is not None:
+            pid_file.remove()
 
 
-def _leave_terminal(ready_fd: int) -> None:
-    """Say "done" to the process that started the daemon, and let go of its terminal and directory."""
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
-    os.write(ready_fd, bytes([_DONE]))
-    os.close(ready_fd)
+def _serve(options: Options, ready: Callable[[], None]) -> int:
+    """Serve until a signal comes; call `ready` once clients can connect."""
+    stop = _Stop()
+    with _memory(options) as memory, contextlib.ExitStack() as stack:
+        recorder = None
+        if options.trace is not None:
+            recorder = stack.enter_context(Recorder(options.trace, options.vectors, memory.size_bytes))
+        asyncio.run(_listen(options, memory, recorder, stop, ready))
+        if recorder is not None and recorder.failure is not None:
+            print(f"ivshmem-server: {recorder.failure}", file=sys.stderr)
+    return 0
 
 
-def _allow_many_descriptors() -> None:
-    """Raise the soft limit of open files to the hard one: a peer takes one, and one per vector."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+async def _listen(
+    options: Options, memory: SharedMemory, recorder: Recorder | None, stop: _Stop, ready: Callable[[], None]
+) -> None:
+    say = _Printer(options, memory)
+    server = Server(
+        options.socket,
+        memory,
+        options.vectors,
+        say.event,
+        queue_limit=options.queue_limit,
+        policy=options.policy,
+        shield_qemu=options.shield_qemu,
+        lease_hold_s=options.lease_hold_s,
+        control_path=options.control,
+        tap=recorder,
+        faults=options.faults,
+    )
+    await server.start()
+    churns = [asyncio.create_task(churn.run(options.socket)) for churn in options.churns]
+    try:
+        ready()
+        await stop.wait()
+        await server.drain(_DRAIN_S)
+    finally:
+        for churn in churns:
+            churn.cancel()
+        await asyncio.gather(*churns, return_exceptions=True)
+        await server.close()
+    say.end()
+
+
+@contextlib.contextmanager
+def _memory(options: Options) -> Iterator[SharedMemory]:
+    """Make the memory, or find it; take it away at the end, unless it is to be kept."""
+    if options.memfd:
+        memory = SharedMemory.create_memfd(options.size_bytes)
+    elif options.shm_dir is not None:
+        memory = _memory_in(options.shm_dir, options.size_bytes)
+    else:
+        memory = _named_memory(options)
+    with memory, _locked(memory):
+        try:
+            yield memory
+        finally:
+            if not options.keep_memory:
+                memory.unlink()
+
+
+@contextlib.contextmanager
+def _locked(memory: SharedMemory) -> Iterator[None]:
+    """Hold a lock on the memory, which says that a server runs on it. Ours alone: what peers get would keep it."""
+    lock = os.open(f"/proc/self/fd/{memory.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SharedMemoryError(
+                f"shared memory {memory.name!r} belongs to a server that is running; choose another name"
+            ) from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def _named_memory(options: Options) -> SharedMemory:
+    name, size_bytes = options.shm_name, options.size_bytes
+    try:
+        return SharedMemory.create_posix(name, size_bytes)
+    except SharedMemoryError as error:
+        if not Path("/dev/shm", name.removeprefix("/")).exists():  # refused for want of space
+            raise
+        if not options.keep_memory:
+            with SharedMemory.open_posix(name) as memory, _locked(memory):
+                raise SharedMemoryError(f"{error}, or go on with it as it is: --keep-memory") from error
+    memory = SharedMemory.open_posix(name)
+    if memory.size_bytes != size_bytes:
+        memory.close()
+        raise UsageError(
+            f"shared memory {name!r} has {format_size(memory.size_bytes)}, not {format_size(size_bytes)}; "
+            f"ask for -l {format_size(memory.size_bytes)}: it may be in use, and is not resized"
+        )
+    return memory
+
+
+def _memory_in(directory: str, size_bytes: int) -> SharedMemory:
+    """Make a file in a directory and remove its name at once; on hugetlbfs it consists of huge pages."""
+    try:
+        page_bytes = os.statvfs(directory).f_bsize
+        if size_bytes % page_bytes:
+            raise UsageError(
+                f"size {format_size(size_bytes)} is no multiple of {format_size(page_bytes)}, the page size in {directory!r}"
+            )
+        fd, path = tempfile.mkstemp(prefix="ivshmem-", dir=directory)
+    except OSError as error:
+        raise UsageError(
+            f"no memory can be made in {directory!r}: {error.strerror}; choose another directory"
+        ) from error
+    try:
+        Path(path).unlink()
+        os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        os.close(fd)
+        raise SharedMemoryError(
+            f"{format_size(size_bytes)} of memory in {directory!r} cannot be had: {error.strerror}"
+        ) from error
+    return SharedMemory.from_fd(fd)
 
 
 class _Printer:
     """Prints what happens, as long as somebody reads it."""
 
-    def __init__(self, *, on: bool) -> None:
-        self._on = on
+    def __init__(self, options: Options, memory: SharedMemory) -> None:
+        self._on = options.foreground
+        self._verbose = options.verbose
+        self._json = options.json
+        name = "" if memory.name is None else f" {memory.name}"
+        self._what = f"shared memory{name} of {format_size(memory.size_bytes)}, {options.vectors} vectors per peer"
 
-    def line(self, text: str) -> None:
+    def end(self) -> None:
+        """Say that the server is gone, with the words of QEMU's server."""
+        self._line(json.dumps({"event": "ServerEnded"}) if self._json else "server disconnected")
+
+    def event(self, event: ServerEvent) -> None:
+        """Say what happened, if it is wanted."""
+        if self._json:
+            self._line(json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}))
+        elif self._verbose:
+            self._line(self._words(event))
+
+    def _line(self, text: str) -> None:
         if not self._on:
             return
         try:
@@ -211,18 +256,26 @@ class _Printer:
             self._on = False
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at its end
 
-    def event(self, event: ServerEvent) -> None:
+    def _words(self, event: ServerEvent) -> str:
         match event:
+            case ServerStarted(path, open_files, peers_allowed):
+                return f"listening on {path}: {self._what}; {open_files} open files allow {peers_allowed} peers"
             case PeerJoined(peer_id, pid, uid):
-                self.line(f"peer {peer_id} joined (pid {pid}, uid {uid})")
+                return f"peer {peer_id} joined (pid {pid}, uid {uid})"
             case PeerSettled(peer_id):
-                self.line(f"peer {peer_id} has its whole introduction")
+                return f"peer {peer_id} has its whole introduction"
             case PeerDeparted(peer_id, reason):
-                self.line(f"peer {peer_id} left: {reason}")
+                return f"peer {peer_id} left: {reason}"
+            case LeaseReturned(peer_id, lease):
+                return f"peer {peer_id} is back under its lease {lease}"
+            case LeaseEnded(peer_id, lease, reason):
+                return f"lease {lease} of peer {peer_id} ended: {reason}"
+            case MessageWithheld(peer_id, about, reason):
+                return f"peer {peer_id} was not told about peer {about}: {reason}"
             case ClientRefused(pid, uid, reason):
-                self.line(f"client refused (pid {pid}, uid {uid}): {reason}")
+                return f"client refused (pid {pid}, uid {uid}): {reason}"
             case ServerStrained(reason):
-                self.line(f"newcomers wait: {reason}")
+                return f"newcomers wait: {reason}"
 
 
 if __name__ == "__main__":

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import enum
 import errno
-import os
 import socket
-import struct
+import time
 from collections import deque
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from ..ipc.fdpass import send_message
-from ..wire.messages import Message, encode
+from ..ipc.parcels import BATCH_PARCELS
+from .packet import Packet
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable, Sequence
+
+    from ..ipc.parcels import Batch
+    from .events import FaultPlan, ServerTap
+    from .leases import Lease
+    from .packet import SharedFd
+    from .policy import Credentials, Role
 
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 """Errors that pass: too few descriptors, too many of them in flight (unix(7)), too little memory."""
@@ -31,27 +39,6 @@ would use up a limit of 1024 and keep everybody waiting.
 """
 
 _TURN_MESSAGES = 256  # sent to one peer before the others get a turn
-_UCRED = struct.Struct("3i")
-
-
-class SharedFd:
-    """A descriptor with several holders; closed when the last lets go."""
-
-    __slots__ = ("_holders", "fd")
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self._holders = 1
-
-    def hold(self) -> None:
-        """Add a holder."""
-        self._holders += 1
-
-    def release(self) -> None:
-        """Take a holder away."""
-        self._holders -= 1
-        if self._holders == 0:
-            os.close(self.fd)
 
 
 class Progress(enum.Enum):
@@ -60,6 +47,23 @@ class Progress(enum.Enum):
     DONE = "everything is sent"
     MORE = "the socket is full, or the turn is over"
     SHORT = "the kernel is short of descriptors or memory"
+    PAUSED = "the fault plan delays what follows"
+    CUT = "the fault plan ends the connection here"
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """In the queue of a peer: what follows waits."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """In the queue of a peer: some bytes of a message, and then the end."""
+
+    packet: Packet
+    size_bytes: int
 
 
 class Connection:
@@ -67,61 +71,97 @@ class Connection:
 
     Attributes
     ----------
+    queue
+        What waits to be sent.
+    later
+        What waits behind a pause or a cut of the fault plan, which comes first in it.
     settled
         The introduction has been sent whole.
     writing
         The loop watches for room in the socket.
     retry
-        Timer of the next try after a shortage.
+        Timer of the next try after a shortage or a pause.
     broken
         Why it is about to be disconnected; nothing is sent any more.
+    sent
+        Messages handed to the kernel.
     """
 
-    def __init__(self, sock: socket.socket, peer_id: int, vectors: list[SharedFd]) -> None:
+    def __init__(self, sock: socket.socket, who: Credentials, role: Role, *, shielded: bool) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.sock = sock
-        self.peer_id = peer_id
-        self.pid, self.uid = credentials(sock)
-        self.vectors = vectors
-        self.queue: deque[Message[SharedFd]] = deque()
+        self.fileno = sock.fileno()  # for the loop: given a socket it would write out its repr, 25 us each time
+        self.peer_id = -1
+        self.pid, self.uid, _ = who
+        self.role = role
+        self.shielded = shielded
+        self.lease: Lease | None = None
+        self.vectors: list[SharedFd] = []
+        self.queue: deque[Packet] = deque()
+        self.later: deque[Packet | Pause | Cut] = deque()
         self.queue_limit = 0
         self.settled = False
         self.writing = False
         self.retry: asyncio.TimerHandle | None = None
         self.delay_s = FIRST_DELAY_S
         self.broken: str | None = None
+        self.sent = 0
+        self._asked = 0
 
-    def enqueue(self, message: Message[SharedFd]) -> None:
-        """Queue a message; its descriptor stays open until it is sent or dropped with the peer."""
-        if message.fd is not None:
-            message.fd.hold()
-        self.queue.append(message)
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for it."""
+        return len(self.queue) + len(self.later)
 
-    def send_turn(self) -> Progress:
-        """Send what the socket takes, one message per sendmsg: QEMU loses all but the first descriptor of one (measured, 7.2).
+    def enqueue(self, packets: Sequence[Packet], faults: FaultPlan) -> None:
+        """Queue messages as a fault plan wants them; without a plan they go straight into :attr:`queue`."""
+        for packet in packets:
+            for item in self._distorted(packet, faults):
+                if self.later or not isinstance(item, Packet):
+                    self.later.append(item)
+                else:
+                    self.queue.append(item)
 
-        Eight bytes are never split by the kernel: a message goes whole or not at all.
+    def send_turn(self, batch: Batch, tap: ServerTap | None) -> Progress:
+        """Send what the socket takes.
 
         Raises
         ------
         OSError
             When the connection is broken.
         """
-        for _ in range(min(len(self.queue), _TURN_MESSAGES)):
-            message = self.queue[0]
+        queue = self.queue
+        for _ in range(_TURN_MESSAGES // BATCH_PARCELS):
+            if not queue:
+                break
+            packets = list(islice(queue, BATCH_PARCELS))
             try:
-                send_message(self.sock, encode(message.value), () if message.fd is None else (message.fd.fd,))
+                sent = batch.send(self.sock, packets)
             except BlockingIOError:
                 return Progress.MORE
             except OSError as error:
                 if error.errno in SHORTAGES:
                     return Progress.SHORT
                 raise
-            self.queue.popleft()
+            for _ in range(sent):
+                queue.popleft()
+            self.sent += sent
             self.delay_s = FIRST_DELAY_S
-            if message.fd is not None:
-                message.fd.release()
-        return Progress.MORE if self.queue else Progress.DONE
+            if tap is not None:
+                now_ns = time.monotonic_ns()
+                for packet in packets[:sent]:
+                    tap.message(now_ns, self.peer_id, packet.value, packet.fd is not None)
+            if sent < len(packets):  # full, or short of something, which the next turn will tell
+                return Progress.MORE
+        if queue:
+            return Progress.MORE
+        return self._past_the_queue() if self.later else Progress.DONE
+
+    def go_on(self) -> None:
+        """End the pause that comes next."""
+        self.later.popleft()
+        while self.later and isinstance(self.later[0], Packet):
+            self.queue.append(self.later.popleft())  # type: ignore[arg-type]
 
     def next_delay_s(self) -> float:
         """Return how long to wait after a shortage: 10 ms, doubled up to 100 ms."""
@@ -132,24 +172,40 @@ class Connection:
         """Close the socket and let go of all descriptors."""
         if self.retry is not None:
             self.retry.cancel()
+            self.retry = None
         self.sock.close()
-        for message in self.queue:
-            if message.fd is not None:
-                message.fd.release()
         self.queue.clear()
-        for vector in self.vectors:
-            vector.release()
+        self.later.clear()
         self.vectors = []
+        self.lease = None
+
+    def _past_the_queue(self) -> Progress:
+        item = self.later[0]
+        if isinstance(item, Pause):
+            return Progress.PAUSED
+        assert isinstance(item, Cut)
+        if item.size_bytes:
+            part = Packet(item.packet.value, item.packet.fd, item.size_bytes)
+            part.send(self.sock)
+        return Progress.CUT
+
+    def _distorted(self, packet: Packet, faults: FaultPlan) -> Iterable[Packet | Pause | Cut]:
+        """Give what becomes of a message under a fault plan."""
+        delivery = faults.deliver(self.peer_id, self._asked, packet.value, packet.fd is not None)
+        self._asked += 1
+        if delivery.value is not None or delivery.leave_out_fd:
+            value = packet.value if delivery.value is None else delivery.value
+            packet = Packet(value, None if delivery.leave_out_fd else packet.fd)
+        if delivery.delay_s > 0:
+            yield Pause(delivery.delay_s)
+        if delivery.cut_after_bytes is not None:
+            yield Cut(packet, delivery.cut_after_bytes)
+        else:
+            yield from [packet] * delivery.copies
 
 
-def credentials(sock: socket.socket) -> tuple[int, int]:
-    """Return pid and uid of the process at the other end (unix(7), SO_PEERCRED)."""
-    pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return pid, uid
-
-
-def why_gone(sock: socket.socket, flags: int = 0) -> str | None:
-    """Return why the client counts as gone, or None when it does not.
+def why_gone(sock: socket.socket, flags: int = 0) -> tuple[str, str] | None:
+    """Return why the client counts as gone, as a kind and in a sentence, or None when it does not.
 
     A client only listens: whatever can be read from it means that it left (QEMU's contrib server
     sees it so too, 7.2). It also left when it no longer reads, which a send of nothing shows.
@@ -160,8 +216,10 @@ def why_gone(sock: socket.socket, flags: int = 0) -> str | None:
         try:
             sock.send(b"")
         except OSError as error:
-            return f"it does not read: {error.strerror}"
+            return "does not read", f"it does not read: {error.strerror}"
         return None
     except OSError as error:
-        return f"its connection broke: {error.strerror}"
-    return "it closed the connection" if not data else f"it sent a byte, 0x{data[0]:02x}; clients only listen"
+        return "broken", f"its connection broke: {error.strerror}"
+    if not data:
+        return "closed", "it closed the connection"
+    return "sent bytes", f"it sent a byte, 0x{data[0]:02x}; clients only listen"

@@ -20,7 +20,7 @@ _LISTENS = 0x10000  # __SO_ACCEPTCON in the flags of /proc/net/unix
 
 
 class Listener:
-    """A listening, non-blocking Unix stream socket with mode 0600.
+    """A listening, non-blocking Unix stream socket with mode 0600 or as asked.
 
     Attributes
     ----------
@@ -37,8 +37,8 @@ class Listener:
         self._identity = _identity(self._absolute)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Bind and listen. A socket file that nobody listens on is replaced.
+    def open(cls, path: str | os.PathLike[str], mode: int = 0o600) -> Self:
+        """Bind and listen, the socket file having this mode. One that nobody listens on is replaced.
 
         Raises
         ------
@@ -51,7 +51,7 @@ class Listener:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             _bind(sock, text)
-            Path(text).chmod(0o600)  # before listen(): until then nobody can connect
+            Path(text).chmod(mode)  # before listen(): until then nobody can connect
             sock.listen(_BACKLOG)
             return cls(sock, text)
         except BaseException:

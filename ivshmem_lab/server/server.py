@@ -2,33 +2,41 @@
 
 What differs from QEMU's contrib server, each measured with 7.2: a queue per peer instead of sends
 whose failure nobody looks at; no limit at 1024 descriptors; a rude client costs only itself; a
-shortage of descriptors is waited out.
+shortage of descriptors is waited out; nobody hears "left" twice, and real QEMU, if shielded, never.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-from typing import TYPE_CHECKING
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
 
-from ..errors import LocalProtocolError, ServerError, UsageError
+from ..errors import ServerError, UsageError
 from ..ipc.runtime_dir import check_socket_path
 from ..units import check_memory_size, format_size
-from ..wire.server import Outgoing, ServerProtocol
-from .connection import FIRST_DELAY_S, LAST_DELAY_S, SHORTAGES, Connection, Progress, SharedFd, credentials, why_gone
-from .events import ClientRefused, PeerDeparted, PeerInfo, PeerJoined, PeerSettled, ServerEvent, ServerStrained
+from .control import ControlSocket
+from .door import Door, allow_many_files, peers_that_fit
+from .events import PeerInfo, ServerEvent, ServerStarted
 from .listener import Listener
+from .outbox import Outbox
+from .policy import Policy, check_memory_mode
+from .roster import Roster, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import os
+    from collections.abc import Callable
 
     from ..ipc.memory import SharedMemory
+    from .connection import Connection
+    from .events import FaultPlan, ServerTap
+    from .leases import ServerState
+    from .policy import Admission
 
 MAX_VECTORS = 2048
 """Vectors of an MSI-X table (PCI specification), the most that a device can use."""
 
-_ACCEPT_TURN = 64  # newcomers before the peers get a turn
+_DRAIN_LOOK_S = 0.005  # how often a drain looks whether the queues are empty
 
 
 class Server:
@@ -37,7 +45,7 @@ class Server:
     Parameters
     ----------
     path
-        Where the Unix socket is to be: at most 107 bytes, mode 0600.
+        Where the Unix socket is to be: at most 107 bytes, mode 0600 unless the policy says otherwise.
     memory
         What the peers will share; a power of two, at least 4096 bytes. It stays the caller's.
     vectors
@@ -46,11 +54,28 @@ class Server:
         Called with every :data:`~ivshmem_lab.server.events.ServerEvent`, on the loop's thread.
     queue_limit
         A peer that lets more messages than this wait, its own introduction not counted, is disconnected.
+    policy
+        Who may join, as what; None: everybody whom the socket's mode lets in, as a peer.
+    shield_qemu
+        Keep from every client whose process calls itself ``qemu…`` what crashes real QEMU: no peer's
+        leaving is told to it, and no id that it was told of goes to anybody else while it is connected.
+        What was withheld is counted, and told as events.
+    lease_hold_s
+        How long the id and the eventfds of a peer with a lease are kept after it is gone; 0: not.
+    control_path
+        Where a socket (mode 0600) is to be that answers ``{"execute": "status"}``; None: nowhere.
+    state
+        What an earlier server on the same memory handed over (:meth:`export_state`).
+    tap
+        Listens in to every message and event.
+    faults
+        Interferes with every message, for teaching and tests.
 
     Raises
     ------
     UsageError
-        When the path, the memory's size or the number of vectors is not allowed.
+        When the path, the memory's size or the number of vectors is not allowed, the memory cannot
+        be kept from observers, or `state` has another number of vectors.
     """
 
     def __init__(
@@ -61,33 +86,45 @@ class Server:
         on_event: Callable[[ServerEvent], None] | None = None,
         *,
         queue_limit: int = 1_000_000,
+        policy: Policy | None = None,
+        shield_qemu: bool = False,
+        lease_hold_s: float = 30.0,
+        control_path: str | os.PathLike[str] | None = None,
+        state: ServerState | None = None,
+        tap: ServerTap | None = None,
+        faults: FaultPlan | None = None,
     ) -> None:
         if not 0 <= vectors <= MAX_VECTORS:
             raise UsageError(f"{vectors} vectors are not allowed; 0 to {MAX_VECTORS}")
+        if state is not None and state.vectors != vectors:
+            raise UsageError(f"the state handed over has {state.vectors} vectors per peer, not {vectors}; keep them")
         check_memory_size(memory.size_bytes, "memory")
+        self._policy = Policy() if policy is None else policy
+        if self._policy.has_observers:
+            check_memory_mode(memory.fd)
         self.path = check_socket_path(path)
         self.memory = memory
         self.vectors = vectors
         self._on_event = on_event
-        self._queue_limit = queue_limit
-        self._protocol: ServerProtocol[SharedFd] = ServerProtocol(SharedFd(memory.fd))  # our hold is never let go
-        self._connections: dict[int, Connection] = {}
-        self._listener: Listener | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: socket.socket | None = None  # accepted, but no descriptors for its vectors yet
-        self._resume: asyncio.TimerHandle | None = None
-        self._delay_s = FIRST_DELAY_S
+        self._tap = tap
+        self._faults = faults
+        settings = Settings(vectors, self._policy, shield_qemu, queue_limit, lease_hold_s)
+        self._roster = Roster(memory.fd, settings, self._tell)
+        if state is not None:
+            self._roster.take_over(state)
+        self._control = None if control_path is None else ControlSocket(control_path, self.status)
+        self._door: Door | None = None
+        self._outbox: Outbox | None = None
+        self._started_at = 0.0
+        self._limits = (0, 0)
 
     @property
     def peers(self) -> dict[int, PeerInfo]:
         """The connected peers by id, in the order they joined."""
-        return {
-            peer_id: PeerInfo(peer_id, each.pid, each.uid, len(each.vectors), len(each.queue))
-            for peer_id, each in self._connections.items()
-        }
+        return {peer_id: _info(each) for peer_id, each in self._roster.connections.items()}
 
     async def start(self) -> None:
-        """Begin to listen.
+        """Begin to listen; raises this process's limit of open files to its hard limit.
 
         Raises
         ------
@@ -96,181 +133,136 @@ class Server:
         ServerError
             When it is started already, or another program listens there.
         """
-        if self._listener is not None:
+        if self._outbox is not None:
             raise ServerError(f"the server on {self.path!r} is started already")
-        self._listener = Listener.open(self.path)
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._listener.sock, self._accept)
+        loop = asyncio.get_running_loop()
+        listener = Listener.open(self.path, self._policy.socket_mode)
+        try:
+            if self._control is not None:
+                self._control.start(loop)
+        except BaseException:
+            listener.close()
+            raise
+        roster = self._roster
+        self._outbox = Outbox(loop, self._tap, self._faults, roster.settle, roster.depart)
+        roster.open(loop, self._outbox)
+        self._started_at = time.monotonic()
+        open_files = allow_many_files()
+        self._limits = (open_files, peers_that_fit(open_files, self.vectors))
+        self._tell(ServerStarted(self.path, *self._limits))
+        self._door = Door(loop, listener, roster, self._tell)
+
+    async def drain(self, timeout_s: float = 5.0) -> bool:
+        """Let in those who have connected already and nobody after them, and send what waits; :meth:`close` follows.
+
+        Returns
+        -------
+        bool
+            Whether everything was handed to the kernel within `timeout_s`. A peer can still read it after
+            the server is gone.
+        """
+        deadline = time.monotonic() + timeout_s
+        if self._door is not None:
+            self._door.close(admit_waiting=True)
+        while any(each.waiting for each in self._roster.connections.values()):
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(_DRAIN_LOOK_S)
+        return True
 
     async def close(self) -> None:
-        """Disconnect everybody and remove the socket. The memory stays. May be called twice."""
-        if self._listener is None or self._loop is None:
+        """Disconnect everybody and remove the sockets. The memory stays. May be called twice."""
+        if self._outbox is None:
             return
-        if self._resume is not None:
-            self._resume.cancel()
-        self._loop.remove_reader(self._listener.sock)
-        self._listener.close()
-        self._listener = None
-        if self._waiting is not None:
-            self._waiting.close()
-            self._waiting = None
-        for connection in list(self._connections.values()):
-            self._forget(connection)
-            self._tell(PeerDeparted(connection.peer_id, "the server closed"))
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+        if self._control is not None:
+            self._control.close()
+        self._roster.close()
+        self._outbox.close()
+        self._outbox = None
+
+    def export_state(self) -> ServerState:
+        """Return what the next server on this memory needs to go on with the same ids and leases.
+
+        Call it before :meth:`close`, and give it to the next server as `state`. Holders of leases come back
+        to the ids and eventfds that they had; ids go on where they were, so that no QEMU that is
+        still running with the eventfds it knows meets an id again.
+        """
+        return self._roster.state()
+
+    def expect(self, pid: int, admission: Admission) -> None:
+        """Say how the next client from a process of this user is to join: role, lease, id, shield.
+
+        Several calls for one pid stand for as many connections, in this order. It is forgotten
+        when the client joined, or with :meth:`expect_no_more`.
+
+        Raises
+        ------
+        UsageError
+            When it is to observe, and the memory cannot be kept from observers.
+        """
+        if admission.role == "observer":
+            check_memory_mode(self.memory.fd)
+        self._roster.expected.setdefault(pid, []).append(admission)
+
+    def expect_no_more(self, pid: int) -> None:
+        """Forget what was said about clients from a process that is gone."""
+        self._roster.expected.pop(pid, None)
+
+    def status(self) -> dict[str, Any]:
+        """Return what there is to know, as plain values that JSON can carry."""
+        roster, counters = self._roster, self._roster.counters
+        high_water = 0 if self._outbox is None else self._outbox.queue_high_water
+        return {
+            "path": self.path,
+            "listening": self._door is not None,
+            "uptime_s": round(time.monotonic() - self._started_at, 3) if self._outbox is not None else 0.0,
+            "memory": {"kind": self.memory.kind, "name": self.memory.name, "size_bytes": self.memory.size_bytes},
+            "vectors": self.vectors,
+            "open_files": self._limits[0],
+            "peers_allowed": self._limits[1],
+            "peers": [_row(peer) for peer in self.peers.values()],
+            "leases_held": [
+                {"name": lease.name, "uid": lease.uid, "id": lease.peer_id} for lease in roster.leases.held()
+            ],
+            "counters": {
+                "joins": counters.joins,
+                "leaves": counters.leaves,
+                "lease_returns": counters.lease_returns,
+                "messages": roster.messages,
+                "queue_high_water": high_water,
+                "refusals": counters.refusals,
+                "drops": dict(counters.drops),
+                "withheld": counters.withheld,
+            },
+        }
 
     def __repr__(self) -> str:
-        state = f"peers {', '.join(map(str, self._connections)) or 'none'}" if self._listener else "not listening"
+        state = f"peers {', '.join(map(str, self.peers)) or 'none'}" if self._door is not None else "not listening"
         return f"<Server {self.path}: memory {format_size(self.memory.size_bytes)}, vectors {self.vectors}; {state}>"
 
     def _tell(self, event: ServerEvent) -> None:
+        if self._tap is not None:
+            self._tap.event(time.monotonic_ns(), event)
         if self._on_event is not None:
             self._on_event(event)
 
-    # Newcomers
 
-    def _accept(self) -> None:
-        for _ in range(_ACCEPT_TURN):
-            if self._listener is None:
-                return
-            sock, self._waiting = self._waiting, None
-            try:
-                if sock is None:
-                    sock, _ = self._listener.sock.accept()
-                    sock.setblocking(False)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in SHORTAGES:
-                    self._pause(f"no newcomer can be accepted: {error.strerror}")
-                    return
-                continue  # that client is gone (accept(2), ECONNABORTED)
-            if not self._admit(sock):
-                return
-
-    def _admit(self, sock: socket.socket) -> bool:
-        """Make a peer of a connected socket; False when newcomers must wait."""
-        reason = why_gone(sock, socket.MSG_PEEK)
-        if reason is not None:
-            self._refuse(sock, reason)
-            return True
-        vectors: list[SharedFd] = []
-        try:
-            while len(vectors) < self.vectors:
-                vectors.append(_new_eventfd())
-        except OSError as error:
-            for vector in vectors:
-                vector.release()
-            self._waiting = sock
-            self._pause(f"no eventfds for a newcomer: {error.strerror}")
-            return False
-        try:
-            peer_id, outgoing = self._protocol.join(vectors)
-        except LocalProtocolError as error:
-            for vector in vectors:
-                vector.release()
-            self._refuse(sock, str(error))
-            return True
-        self._delay_s = FIRST_DELAY_S
-        connection = Connection(sock, peer_id, vectors)
-        self._connections[peer_id] = connection
-        self._running_loop.add_reader(sock, self._read, connection)
-        recipients = self._enqueue(outgoing)
-        connection.queue_limit = self._queue_limit + len(connection.queue)
-        self._tell(PeerJoined(peer_id, connection.pid, connection.uid))
-        self._send_all(recipients)
-        return True
-
-    def _refuse(self, sock: socket.socket, reason: str) -> None:
-        pid, uid = credentials(sock)
-        sock.close()
-        self._tell(ClientRefused(pid, uid, reason))
-
-    def _pause(self, reason: str) -> None:
-        """Let newcomers wait: 10 ms, doubled up to 100 ms."""
-        assert self._listener is not None
-        if self._delay_s == FIRST_DELAY_S:
-            self._tell(ServerStrained(reason))
-        self._running_loop.remove_reader(self._listener.sock)
-        self._resume = self._running_loop.call_later(self._delay_s, self._go_on)
-        self._delay_s = min(2 * self._delay_s, LAST_DELAY_S)
-
-    def _go_on(self) -> None:
-        if self._listener is not None:
-            self._running_loop.add_reader(self._listener.sock, self._accept)
-            self._accept()
-
-    # Peers
-
-    def _read(self, connection: Connection) -> None:
-        reason = why_gone(connection.sock)
-        if reason is not None:
-            self._depart(connection, reason)
-
-    def _enqueue(self, outgoing: Iterable[Outgoing[SharedFd]]) -> list[Connection]:
-        recipients: dict[int, Connection] = {}
-        for item in outgoing:
-            connection = recipients[item.recipient] = self._connections[item.recipient]
-            connection.enqueue(item.message)
-        return list(recipients.values())
-
-    def _send_all(self, recipients: list[Connection]) -> None:
-        for connection in recipients:
-            self._send(connection)
-
-    def _send(self, connection: Connection) -> None:
-        if connection.broken is not None or connection.retry is not None:
-            return
-        try:
-            progress = connection.send_turn()
-        except OSError as error:
-            self._break(connection, f"its connection broke: {error.strerror}")
-            return
-        if len(connection.queue) > connection.queue_limit:
-            self._break(connection, f"{len(connection.queue)} messages wait for it, more than {connection.queue_limit}")
-            return
-        self._watch(connection, writing=progress is Progress.MORE)
-        if progress is Progress.SHORT:
-            connection.retry = self._running_loop.call_later(connection.next_delay_s(), self._retry, connection)
-        elif progress is Progress.DONE and not connection.settled:
-            connection.settled = True
-            self._tell(PeerSettled(connection.peer_id))
-
-    def _retry(self, connection: Connection) -> None:
-        connection.retry = None
-        self._send(connection)
-
-    def _watch(self, connection: Connection, *, writing: bool) -> None:
-        if writing and not connection.writing:
-            self._running_loop.add_writer(connection.sock, self._send, connection)
-        elif connection.writing and not writing:
-            self._running_loop.remove_writer(connection.sock)
-        connection.writing = writing
-
-    def _break(self, connection: Connection, reason: str) -> None:
-        """Have a peer depart soon, not now: its departure makes us send, and those sends may break others."""
-        connection.broken = reason
-        self._watch(connection, writing=False)
-        self._running_loop.call_soon(self._depart, connection, reason)
-
-    def _depart(self, connection: Connection, reason: str) -> None:
-        if self._connections.get(connection.peer_id) is not connection:
-            return
-        self._forget(connection)
-        recipients = self._enqueue(self._protocol.leave(connection.peer_id))
-        self._tell(PeerDeparted(connection.peer_id, reason))
-        self._send_all(recipients)
-
-    def _forget(self, connection: Connection) -> None:
-        self._running_loop.remove_reader(connection.sock)
-        self._watch(connection, writing=False)
-        del self._connections[connection.peer_id]
-        connection.close()
-
-    @property
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        assert self._loop is not None
-        return self._loop
+def _info(connection: Connection) -> PeerInfo:
+    return PeerInfo(
+        connection.peer_id,
+        connection.pid,
+        connection.uid,
+        len(connection.vectors),
+        connection.waiting,
+        connection.role,
+        None if connection.lease is None else connection.lease.name,
+        connection.shielded,
+    )
 
 
-def _new_eventfd() -> SharedFd:
-    return SharedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+def _row(peer: PeerInfo) -> dict[str, Any]:
+    row = dataclasses.asdict(peer)
+    return {"id": row.pop("peer_id"), **row}

@@ -157,7 +157,7 @@ def test_closing_wakes_those_who_wait(tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + LIMIT_S
-        while alice._polling < 2 and time.monotonic() < deadline:
+        while len(alice._polling) < 2 and time.monotonic() < deadline:
             threads[0].join(0.001)
         alice.close()
         for thread in threads:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ivshmem_lab.ipc.fdpass import close_all, receive_message
 from ivshmem_lab.ipc.memory import SharedMemory
@@ -23,12 +24,16 @@ LIMIT_S = 20.0
 
 E = TypeVar("E")
 
+_names = itertools.count()
+
 
 class Client:
     """Reads only when it is told to; keeps every event it saw and every descriptor it got."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, lease: str = "") -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if lease:
+            self.sock.bind(f"\0ivshmem-lease/{lease}/{os.getpid()}-{next(_names)}")
         self.sock.connect(path)
         self.protocol: ClientProtocol[int] = ClientProtocol()
         self.fds: dict[int, list[int]] = {}
@@ -101,11 +106,11 @@ class Client:
 class Watched:
     """A server, and what it told."""
 
-    def __init__(self, path: Path, vectors: int, queue_limit: int) -> None:
+    def __init__(self, path: Path, vectors: int, **options: Any) -> None:
         self.memory = SharedMemory.create_memfd(1 << 16)
         self.events: list[ServerEvent] = []
         self._news = asyncio.Event()
-        self.server = Server(path, self.memory, vectors, self._note, queue_limit=queue_limit)
+        self.server = Server(path, self.memory, vectors, self._note, **options)
         self.path = str(path)
 
     def _note(self, event: ServerEvent) -> None:
@@ -122,9 +127,9 @@ class Watched:
                 self._news.clear()
                 await self._news.wait()
 
-    async def join(self, vectors: dict[int, int]) -> Client:
+    async def join(self, vectors: dict[int, int], lease: str = "") -> Client:
         """Connect a client and let it read until it knows these peers."""
-        client = Client(self.path)
+        client = Client(self.path, lease)
         try:
             await client.until_vectors(vectors)
         except BaseException:
@@ -134,8 +139,8 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def serving(path: Path, vectors: int = 1, queue_limit: int = 1_000_000) -> AsyncIterator[Watched]:
-    watched = Watched(path, vectors, queue_limit)
+async def serving(path: Path, vectors: int = 1, **options: Any) -> AsyncIterator[Watched]:
+    watched = Watched(path, vectors, **options)
     try:
         await watched.server.start()
         try:
@@ -144,6 +149,13 @@ async def serving(path: Path, vectors: int = 1, queue_limit: int = 1_000_000) ->
             await watched.server.close()
     finally:
         watched.memory.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until something is so that nobody announces."""
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 def open_fds() -> int:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import select
 import signal
 import socket
 import stat
-import subprocess
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import pytest
+from command_tools import Foreground
 from server_tools import Client
 
-from ivshmem_lab.server.connection import credentials
+from ivshmem_lab.server.policy import Credentials
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
     RunCli = Callable[..., subprocess.CompletedProcess[str]]
@@ -25,47 +27,6 @@ if TYPE_CHECKING:
 LIMIT_S = 20.0
 NAME = f"ivshmem-lab-command-{os.getpid()}"
 OBJECT = Path("/dev/shm", NAME)
-
-
-class Foreground:
-    """The command with -F -v, and what it prints; ended at the latest with the `with` block."""
-
-    def __init__(self, *options: str) -> None:
-        code = "import sys; from ivshmem_lab.server.cli import main; sys.exit(main())"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, "-F", "-v", *options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-        )
-        self._printed = b""
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        while b"\n" not in self._printed:
-            assert select.select([self.process.stdout], [], [], LIMIT_S)[0], "it prints nothing"
-            more = self.process.stdout.read(4096)
-            assert more, "it ended"
-            self._printed += more
-        line, _, self._printed = self._printed.partition(b"\n")
-        return line.decode()
-
-    def end(self, number: int) -> tuple[int, str, str]:
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=LIMIT_S)
-        return self.process.returncode, (self._printed + out).decode(), err.decode()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.process.wait(LIMIT_S)
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
 
 
 @pytest.fixture
@@ -78,9 +39,13 @@ def path(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_it_cleanly(number: int, path: Path) -> None:
     with Foreground("-S", str(path), "-M", NAME, "-l", "1M", "-n", "2") as server:
-        assert server.line() == f"listening on {path}: shared memory {NAME} of 1M, 2 vectors per peer"
+        listening, _, room = server.line().partition("; ")
+        assert listening == f"listening on {path}: shared memory {NAME} of 1M, 2 vectors per peer"
+        files, peers = re.fullmatch(r"(\d+) open files allow (\d+) peers", room).groups()  # type: ignore[union-attr]
+        assert int(files) == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        assert int(files) // 3 - 50 < int(peers) <= int(files) // 3  # a connection and two vectors each
         assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(OBJECT.stat().st_mode) == 0o600
-        assert server.end(number) == (0, "closed\n", "")
+        assert server.end(number) == (0, "server disconnected\n", "")
 
 
 def test_joins_and_departures_are_printed(path: Path) -> None:
@@ -111,9 +76,9 @@ def test_reader_of_its_output_may_go_away(path: Path) -> None:
         assert server.process.stdout is not None
         server.process.stdout.close()
         with Client(str(path)) as client:
-            assert select.select([client.sock], [], [], LIMIT_S)[0]
-            client.drain()
-            assert client.protocol.ready
+            while not client.protocol.ready:
+                assert select.select([client.sock], [], [], LIMIT_S)[0]
+                client.drain()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(LIMIT_S) == 0
         assert server.process.stderr is not None
@@ -124,7 +89,7 @@ def test_without_foreground_it_listens_when_the_command_returns(path: Path, run_
     done = run_cli(["ivshmem-server", "-S", str(path), "-M", NAME, "-n", "3"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     with Client(str(path)) as client:
-        pid, _ = credentials(client.sock)
+        pid = Credentials.of(client.sock).pid
         daemon = os.pidfd_open(pid)
         assert os.getsid(pid) != os.getsid(0)
         assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
@@ -178,14 +143,13 @@ def test_taken_name_or_socket_is_a_failure_and_the_holder_is_unharmed(mode: str,
         server.line()
         name_taken = run_cli(["ivshmem-server", "-S", f"{path}2", "-M", NAME, "-l", "4K", *modes])
         assert name_taken.returncode == 1
-        assert f"shared memory '{NAME}' exists already" in name_taken.stderr
-        assert f"rm {OBJECT}" in name_taken.stderr
+        assert f"shared memory '{NAME}' belongs to a server that is running; choose another" in name_taken.stderr
         socket_taken = run_cli(["ivshmem-server", "-S", str(path), "-M", f"{NAME}-2", *modes])
         assert socket_taken.returncode == 1
         assert f"a program listens on '{path}' already" in socket_taken.stderr
         assert OBJECT.stat().st_size == 65536
         assert not Path(f"{path}2").exists()
-        assert server.end(signal.SIGTERM) == (0, "closed\n", "")
+        assert server.end(signal.SIGTERM) == (0, "server disconnected\n", "")
 
 
 def test_help_shows_every_option_and_an_example(run_cli: RunCli) -> None:

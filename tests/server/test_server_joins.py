@@ -45,7 +45,7 @@ def test_events_and_peers_tell_who_is_there(tmp_path: Path) -> None:
         async with serving(tmp_path / "s", vectors=3) as watched:
             with await watched.join({0: 3}):
                 await watched.event(PeerSettled)
-                assert watched.events == [PeerJoined(0, os.getpid(), os.getuid()), PeerSettled(0)]
+                assert watched.events[1:] == [PeerJoined(0, os.getpid(), os.getuid()), PeerSettled(0)]
                 assert watched.server.peers == {0: PeerInfo(0, os.getpid(), os.getuid(), 3, 0)}
                 assert "peers 0" in repr(watched.server)
             gone = await watched.event(PeerDeparted)
@@ -144,7 +144,7 @@ def test_close_ends_connections_and_leaves_nothing(tmp_path: Path) -> None:
 def test_full_house_refuses_the_newcomer_by_name(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path / "s") as watched:
-            watched.server._protocol._introductions = {peer_id: [] for peer_id in range(65536)}
+            watched.server._roster.protocol._introductions = {peer_id: [] for peer_id in range(65536)}
             with Client(watched.path) as late:
                 refused = await watched.event(ClientRefused)
                 assert "all 65536 peer ids are taken" in refused.reason

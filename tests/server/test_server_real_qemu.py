@@ -120,7 +120,9 @@ def test_qemu_gets_every_vector_of_a_crowd_and_its_own(tmp_path: Path) -> None:
                         others.append(await watched.event(PeerSettled, len(others) + 1))
                     await machine.execute("query-status")
                     ours = {
-                        id_of(vector.fd) for each in watched.server._connections.values() for vector in each.vectors
+                        id_of(vector.fd)
+                        for each in watched.server._roster.connections.values()
+                        for vector in each.vectors
                     }
                     assert len(ours) == (peers + 1) * vectors
                     assert ours <= eventfd_ids(machine.process.pid)

@@ -43,7 +43,7 @@ def test_live_server_is_refused_by_name_and_its_peers_hear_nothing(tmp_path: Pat
                 with await watched.join({0: 1, 1: 1}) as bob:  # the very next id
                     assert bob.peer_id == 1
                 alice.drain()
-                assert [type(e).__name__ for e in known] == ["PeerJoined", "PeerSettled"]
+                assert [type(e).__name__ for e in known] == ["ServerStarted", "PeerJoined", "PeerSettled"]
                 assert alice.departures in ([], [1])
 
     before = open_fds()
