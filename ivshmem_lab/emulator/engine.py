@@ -118,6 +118,10 @@ class Engine:
     def __init__(self, uc: Any = None) -> None:
         if uc is None:
             uc = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_32)
+            # With an `until` the engine looks up its address at every start: under NX that is a page fault, which
+            # overwrites CR2. An empty list of exits has nothing to look up.
+            uc.ctl_exits_enabled(True)
+            uc.ctl_set_exits([])
         elif not isinstance(uc, Uc):
             raise DeviceError(f"{uc!r} is not a unicorn.Uc; make one with Uc(UC_ARCH_X86, UC_MODE_32)")
         mode = uc.query(unicorn_const.UC_QUERY_MODE)
