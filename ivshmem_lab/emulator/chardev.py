@@ -148,8 +148,8 @@ def _open_socket(device_id: str, pairs: dict[str, str]) -> Chardev:
         sock.listen(1)
     except OSError as error:
         sock.close()
-        verb = "bind socket" if server else "connect"
-        raise VmError(f"Failed to add chardev '{device_id}': Failed to {verb} to '{path}': {error.strerror}") from error
+        failed = f"bind socket to {path}" if server else f"connect to '{path}'"
+        raise VmError(f"Failed to add chardev '{device_id}': Failed to {failed}: {error.strerror}") from error
     sock.setblocking(False)
     return Chardev(device_id, "socket", f"unix:{path},server=on", sock=sock, listening=True, path=path, wait=wait)
 
@@ -302,11 +302,11 @@ class SerialLine:
     async def drain(self) -> None:
         """Wait until everything is written, as long as the other end goes on reading."""
         self.flush()
-        with contextlib.suppress(TimeoutError):
-            left = None
-            while self._output and left != len(self._output):
-                left = len(self._output)
-                self._drained.clear()
+        left = None
+        while self._output and left != len(self._output):
+            left = len(self._output)
+            self._drained.clear()
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_S):
                     await self._drained.wait()
 

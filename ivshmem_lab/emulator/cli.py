@@ -76,7 +76,7 @@ class _Process:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 emulator.loop.add_signal_handler(number, self._signalled)
             await self._start()
-            for name in emulator.options.monitors:
+            for name in emulator.options.monitors if not emulator.ended.done() else ():
                 task = asyncio.create_task(self._monitor(emulator.claim_chardev(name, "QMP")))
                 self._tasks.add(task)
             return await emulator.ended
@@ -89,10 +89,8 @@ class _Process:
     async def _start(self) -> None:
         """Start the machine, unless a signal ends it before."""
         start = asyncio.create_task(self.emulator.start())
-        await asyncio.wait([start, self.emulator.ended], return_when=asyncio.FIRST_COMPLETED)
-        if not start.done():
-            start.cancel()
-            await asyncio.wait([start])
+        self.emulator.ended.add_done_callback(lambda _: start.cancel())
+        await asyncio.wait([start])
         if not start.cancelled():
             start.result()
 

@@ -126,7 +126,7 @@ class _Commands:
     async def object_add(self, arguments: Json) -> Json:
         for name in ("qom-type", "id"):
             take(dict(arguments), name, str)
-        if not isinstance(arguments.get("size", 0), int):
+        if type(arguments.get("size", 0)) is not int:
             raise QmpError("Parameter 'size' expects uint64")
         take(dict(arguments), "share", bool, default=False)
         self.emulator.object_add(_texts(arguments))
@@ -203,6 +203,8 @@ class _Commands:
     async def _node(self, path: str) -> dict[str, tuple[str, Any]]:
         """Return one object of the tree: property name to (type, value)."""
         emulator = self.emulator
+        if not path:
+            raise QmpError("Path '' is ambiguous")
         parts = [part for part in path.split("/") if part]
         children: dict[str, str] | None = None
         match parts:

@@ -290,9 +290,14 @@ class UnicornCpu:
             code = uc.emu_start(self._handle, self.pc, uc.NEVER, 0, 0)
             self._engine.unhook(hook)
         self._running = False
+        self._stopped()
+        return code
+
+    def _stopped(self) -> None:
+        if self.exception is not None:
+            self._engine.forget_exception()
         if self._leaving:
             self.settle()
-        return code
 
     @property
     def pc(self) -> int:

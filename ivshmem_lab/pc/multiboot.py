@@ -101,6 +101,8 @@ def parse(image: bytes, name: str, command_line: str) -> Kernel:
             continue
         if offset + file_size > len(image):
             raise GuestError(f"kernel {name!r} is cut off: segment {index} lies behind its end")
+        if file_size > size:
+            raise GuestError(f"kernel {name!r} is damaged: segment {index} has {file_size} bytes for {size} of memory")
         segments.append(Segment(address, image[offset : offset + file_size], size))
     if not segments:
         raise GuestError(f"kernel {name!r} has nothing to load; {wanted}")
