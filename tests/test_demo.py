@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -275,7 +276,7 @@ def test_progress_is_one_line_that_is_gone_at_the_end(tmp_path) -> None:
     assert "\n" not in said
     steps = said.split("\r")
     assert [steps[1].strip(), steps[-1], steps[-2].strip()] == ["loading ...", "", ""]
-    assert all(len(after) >= len(before.rstrip()) for before, after in zip(steps, steps[1:-1], strict=False))
+    assert all(len(after) >= len(before.rstrip()) for before, after in itertools.pairwise(steps[:-1]))
 
 
 def test_quiet_says_nothing_on_the_terminal(tmp_path) -> None:

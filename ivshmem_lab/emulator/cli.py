@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import IvshmemLabError, VmError
+from ..errors import IvshmemLabError
 from .commands import commands
 from .emulator import Emulator
 from .options import Options, parse_arguments
@@ -146,6 +147,9 @@ def main(argv: list[str] | None = None) -> int:
     int
         Exit status.
     """
+    # 16 peers with 64 vectors each are 1024 descriptors, the usual soft limit.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=logging.WARNING)
     try:
         options = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -158,9 +162,6 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{PROGRAM} (ivshmem_lab {__version__})")
             return 0
         return asyncio.run(_run(options))
-    except VmError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
     except IvshmemLabError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2

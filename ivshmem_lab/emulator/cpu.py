@@ -74,8 +74,8 @@ class UnicornCpu:
         """What is mapped: address to (size, what keeps the memory alive; None for registers)."""
         self._leaving: list[tuple[int, int]] = []
         """(address, size) of what is to be unmapped at the next block."""
-        self._coming: list[Callable[[], None]] = []
-        """Maps that wait for those."""
+        self._coming: list[tuple[int, Callable[[], None]]] = []
+        """(address, map) of what waits for those."""
         self._holes: list[int] = []
         """Pages of nothing that a guest touched, mapped as registers that nobody answers."""
         self._put_off_at: int | None = None
@@ -179,12 +179,16 @@ class UnicornCpu:
     def _waits(self, address: int, size_bytes: int, later: Callable[[], None]) -> bool:
         """Put a map off until what lies in its place has gone."""
         if any(address < start + size and start < address + size_bytes for start, size in self._leaving):
-            self._coming.append(later)
+            self._coming.append((address, later))
             return True
         return False
 
     def unmap(self, address: int, size_bytes: int) -> None:
         """Hide what was shown; while the guest runs, at the next block."""
+        for waiting in self._coming:
+            if waiting[0] == address:
+                self._coming.remove(waiting)  # it has never come
+                return
         self._leaving.append((address, size_bytes))
         if self._running:
             self.stop_soon()
@@ -203,7 +207,7 @@ class UnicornCpu:
         self._leaving.clear()
         self._control.write(self._handle, control)
         coming, self._coming = self._coming, []
-        for arrive in coming:
+        for _, arrive in coming:
             arrive()
 
     def stop_soon(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..device.ivshmem import Ivshmem
 from ..device.msix import MAX_VECTORS
-from ..errors import DeviceError, VmError
+from ..errors import DeviceError, GuestError, VmError
 from ..pc import multiboot
 from ..pc.machine import Hooks, Machine
 from ..units import check_memory_size
@@ -28,6 +28,7 @@ from .runner import Runner, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
 log = logging.getLogger("ivshmem_lab.emulator")
 
@@ -73,6 +74,7 @@ class Emulator:
         hooks = Hooks(
             transmit=lambda byte: self._serial.write(byte) if self._serial else None,
             transmitter_ready=lambda: self._serial.ready() if self._serial else True,
+            receiver_ready=lambda: self._serial.input_wanted() if self._serial else None,
             debug_exit=self._debug_exit,
             device_deleted=self._device_deleted,
         )
@@ -84,8 +86,12 @@ class Emulator:
         path = self.options.kernel
         if path is None:
             return None
+        try:
+            image = Path(path).read_bytes()
+        except OSError as error:
+            raise GuestError(f"kernel {path!r} cannot be read: {error.strerror}") from error
         # QEMU's multiboot loader puts the kernel's path before -append.
-        kernel = multiboot.parse(Path(path).read_bytes(), path, f"{path} {self.options.append}".rstrip())
+        kernel = multiboot.parse(image, path, f"{path} {self.options.append}".rstrip())
         multiboot.check_fit(kernel, path, self.options.memory_bytes)
         return kernel
 
@@ -285,7 +291,7 @@ class Emulator:
         except asyncio.CancelledError:
             # The thread sees the end of the stream and is done at once.
             sock.shutdown(socket.SHUT_RDWR)
-            await asyncio.wait([handshake])
+            await asyncio.gather(handshake, return_exceptions=True)
             raise
 
     async def _plug(self, device_id: str, device: Ivshmem, link: MemoryLink | ServerLink, slot: int | None) -> None:
@@ -305,7 +311,7 @@ class Emulator:
         ports = number(pairs.pop("iosize", "0x02"), "iosize")
         if self._started:
             raise QmpError("Bus 'isa.0' does not support hotplugging")
-        if not 0 < port <= 0xFFFF or not 0 < ports <= 4:
+        if not 0 < port <= 0x10000 - ports or not 0 < ports <= 4:
             raise QmpError(
                 f"isa-debug-exit: iobase {port:#x} with {ports} ports does not exist; try iobase=0xf4,iosize=0x04"
             )
@@ -345,8 +351,14 @@ class Emulator:
 
     # -- what happens on the vCPU's thread ------------------------------------------------------------
 
-    def _typed(self, data: bytes) -> None:
-        self.runner.call(lambda: self.machine.uart.receive(data))
+    def _typed(self, data: bytes, taken: Callable[[int], None]) -> None:
+        """Give typed bytes to the serial port; tells on the event loop how many it took."""
+
+        def tell(future: Future[int]) -> None:
+            if not future.cancelled() and future.exception() is None:
+                self.loop.call_soon_threadsafe(taken, future.result())
+
+        self.runner.call(lambda: self.machine.uart.receive(data)).add_done_callback(tell)
 
     def _debug_exit(self, status: int) -> None:
         self.runner.pause()

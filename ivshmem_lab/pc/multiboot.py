@@ -6,6 +6,7 @@ System V ABI, chapter 4 (object files).
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 
@@ -111,7 +112,7 @@ def parse(image: bytes, name: str, command_line: str) -> Kernel:
 
 def information(kernel: Kernel, ram_bytes: int) -> bytes:
     """Build the boot information as it lies at `INFO_ADDRESS`: memory sizes, command line, memory map."""
-    text = kernel.command_line.encode() + b"\0"
+    text = os.fsencode(kernel.command_line) + b"\0"
     text_address = INFO_ADDRESS + 128
     map_address = text_address + (len(text) + 7) // 8 * 8
     ranges = [(0, 640 * KIB), (MIB, ram_bytes - MIB)]
@@ -137,8 +138,8 @@ def check_fit(kernel: Kernel, name: str, ram_bytes: int) -> None:
                 f"from {INFO_LIMIT:#x} to {ram_bytes:#x} (-m {format_size(ram_bytes)})"
             )
     room = INFO_LIMIT - INFO_ADDRESS - 256
-    if len(kernel.command_line.encode()) > room:
-        raise GuestError(f"the kernel's command line has {len(kernel.command_line.encode())} bytes; {room} fit")
+    if len(os.fsencode(kernel.command_line)) > room:
+        raise GuestError(f"the kernel's command line has {len(os.fsencode(kernel.command_line))} bytes; {room} fit")
 
 
 def load(kernel: Kernel, ram: memoryview) -> Start:
