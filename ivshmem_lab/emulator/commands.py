@@ -98,8 +98,8 @@ class _Commands:
 
         def reset() -> None:
             self.emulator.runner.reset()
-            if self.emulator.state is RunState.INTERNAL_ERROR:
-                self.emulator.runner.pause()
+            if self.emulator.state is not RunState.RUNNING:
+                self.emulator.runner.state = RunState.PRELAUNCH
 
         await self.emulator.on_vcpu(reset)
         self.emulator.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
@@ -124,6 +124,8 @@ class _Commands:
         return {}
 
     async def object_add(self, arguments: Json) -> Json:
+        for name in ("qom-type", "id", "mem-path"):
+            take(dict(arguments), name, str, "")  # a number here would become a file of that name
         for name in ("qom-type", "id"):
             take(dict(arguments), name, str)
         if type(arguments.get("size", 0)) is not int:

@@ -326,10 +326,6 @@ class UnicornCpu:
 
     # -- interrupts ----------------------------------------------------------------------------------
 
-    def accepts_interrupts(self) -> bool:
-        """Tell whether the interrupt flag is set."""
-        return bool(self._state.read(self._handle)[2] & INTERRUPT_FLAG)
-
     def deliver(self, vector: int, *, halted: bool, external: bool = True) -> int | None:
         """Enter an interrupt handler through the IDT: push EFLAGS, CS and EIP, go to the gate.
 

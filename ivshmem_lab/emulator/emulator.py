@@ -323,7 +323,7 @@ class Emulator:
         if name not in self.properties:
             raise QmpError(f"Device '{device_id}' not found", DEVICE_NOT_FOUND)
         if self.loop.time() < self._patience.get(name, 0):
-            raise QmpError(f"Device {name} is already in the process of unplug")
+            raise QmpError(f"Device {device_id} is already in the process of unplug")
         self._patience[name] = self.loop.time() + UNPLUG_PATIENCE_S
         await self.on_vcpu(lambda: self.machine.ask_to_go(name))
 
