@@ -91,11 +91,15 @@ def test_the_report_holds_the_same_as_text(tmp_path) -> None:
     report = run_demo(DemoOptions(rounds=16, size_bytes=MIB, figure=tmp_path / "a.svg"), steps.append)
     text, found = report.as_text(), report.as_dict()
     for peer in found["peers"]:
-        assert any(line.split()[0::1][:1] == [peer["name"]] and f" {peer['peer_id']} " in line for line in text.splitlines())
+        assert any(
+            line.split()[0::1][:1] == [peer["name"]] and f" {peer['peer_id']} " in line for line in text.splitlines()
+        )
         assert len(set(peer["stream_peer_ids"])) == {"alice": 9, "bob": 3, "carol": 6, "dave": 3, "me": 1}[peer["name"]]
     for path in found["paths"]:
         line = next(line for line in text.splitlines() if line.startswith(" ↔ ".join(path["between"])))
-        assert {f"{path['p50_us']:.1f}", f"{path['p90_us']:.1f}", f"{path['p99_us']:.1f}", "16", "ok"} <= set(line.split())
+        assert {f"{path['p50_us']:.1f}", f"{path['p90_us']:.1f}", f"{path['p99_us']:.1f}", "16", "ok"} <= set(
+            line.split()
+        )
         assert f"{path['gbytes_per_s']:.2f}" in line
     assert "128 interrupts sent, 128 received, 12M moved" in text
     assert f"{report.unicorn_to_qemu:.2f} times that of the QEMU pair" in text
@@ -244,7 +248,9 @@ def interrupt(tmp_path, moment, words, *, twice=False) -> None:
         said = says(None)
         assert process.wait(LIMIT_S) == 130
         assert process.stdout.read() == b""
-    assert said.rpartition("\r")[0].rpartition("\r")[2].strip() == "ivshmem-lab demo: interrupted; nothing is left running"
+    assert (
+        said.rpartition("\r")[0].rpartition("\r")[2].strip() == "ivshmem-lab demo: interrupted; nothing is left running"
+    )
     assert "Traceback" not in said
     assert labs() == []
     assert list(tmp_path.iterdir()) == []

@@ -55,7 +55,7 @@ class Qmp:
         self.sock.sendall(data)
 
     def execute(self, command: str, /, **arguments: Any) -> Json:
-        """Send a command; returns the whole answer, an error too. Names have ``-`` for ``_`` at their end."""
+        """Send a command; returns the whole answer, an error too."""
         request = {"execute": command, **({"arguments": arguments} if arguments else {})}
         self.send(json.dumps(request).encode())
         return self.answer()
@@ -72,10 +72,14 @@ class Qmp:
 
     def event(self, name: str) -> Json:
         """Wait for an event that has not been asked for yet; earlier ones of other names are dropped."""
-        self._until(lambda: any(event["event"] == name for event in self.events), f"no event {name}")
+        self.hears(name)
         while (event := self.events.pop(0))["event"] != name:
             pass
         return event
+
+    def hears(self, name: str) -> None:
+        """Wait for an event, and keep it."""
+        self._until(lambda: any(event["event"] == name for event in self.events), f"no event {name}")
 
     def closed(self) -> bool:
         """Tell whether the other side hangs up."""

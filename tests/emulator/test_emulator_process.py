@@ -289,23 +289,6 @@ def test_fifty_plugs_and_unplugs_of_a_paused_machine_leave_nothing(tmp_path: Pat
         assert len(os.listdir(descriptors)) == before  # noqa: PTH208
 
 
-def test_two_devices_of_one_machine_ring_each_other(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    options = ["-kernel", str(guest_path("pingpong"))]
-    for name in "ab":
-        options += [
-            "-chardev",
-            f"socket,id={name},path={path}",
-            "-device",
-            f"ivshmem-doorbell,chardev={name},id=d{name}",
-        ]
-    with served(path, size_bytes=1 << 20), Machine("unicorn", *options) as machine:
-        machine.says("ready")
-        machine.qmp.negotiate()
-        nodes = [machine.qmp.ok("qom-get", path=f"/machine/peripheral/d{name}", property="chardev") for name in "ab"]
-        assert nodes == ["a", "b"]
-
-
 def test_the_machine_of_a_server_that_died_still_works(tmp_path: Path) -> None:
     from ivshmem_lab.guests.exchange import Mailbox
 

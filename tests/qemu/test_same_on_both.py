@@ -13,7 +13,6 @@ import bare
 import pytest
 from machines import LIMIT_S, Machine, Qmp, memfd_backend, served
 
-from ivshmem_lab.device.effects import SendMsi
 from ivshmem_lab.device.ivshmem import Ivshmem
 from ivshmem_lab.guests import guest_path
 from ivshmem_lab.ipc.memory import SharedMemory
@@ -127,7 +126,6 @@ class Model:
 
     def __init__(self, vectors: int, memory_bytes: int) -> None:
         self.device = Ivshmem(memory_bytes, vectors=vectors)
-        self.sent: list[SendMsi] = []
 
     def _bar(self, bar: int, offset: int, size: int, value: int | None) -> int:
         if value is None:
@@ -315,7 +313,7 @@ CONVERSATIONS: dict[str, list[tuple[str, Ask]]] = {
         ("device_add", {"driver": "ivshmem-doorbell", "chardev": "nope"}),
         ("device_add", {"driver": "ivshmem-doorbell", "chardev": "serial"}),
         ("device_add", {"driver": "ivshmem-doorbell", "chardev": "nope", "memdev": "m"}),
-        ("device_add", {"driver": "ivshmem-doorbell", "chardev": "nope", "size": "1M"}),
+        ("device_add", {"driver": "ivshmem-doorbell", "size": "1M"}),
     ],
     "chardevs": [
         ("chardev-add", {}),
@@ -398,14 +396,15 @@ def test_a_conversation_has_the_same_answers_and_events(topic: str) -> None:
     for kind in KINDS:
         with Machine(kind, "-S", "-name", "alice") as machine:
             machine.qmp.negotiate()
-            answers[kind] = [machine.qmp.execute(command, **arguments) for command, arguments in CONVERSATIONS[topic]]
+            answers[kind] = []
+            for command, arguments in CONVERSATIONS[topic]:
+                answers[kind].append(machine.qmp.execute(command, **arguments))
+                if command == "system_reset" and not arguments:
+                    machine.qmp.hears("RESET")  # QEMU answers before it is done
             machine.qmp.ok("quit")
             assert machine.qmp.closed()
             assert machine.wait() == 0
-            # A reset that nobody waited for may still come, or not, before the end.
-            events[kind] = [
-                (event["event"], event.get("data")) for event in machine.qmp.events if event["event"] != "RESET"
-            ]
+            events[kind] = [(event["event"], event.get("data")) for event in machine.qmp.events]
     for asked, ours, theirs in zip(CONVERSATIONS[topic], answers["unicorn"], answers["qemu"], strict=True):
         assert (asked, without_our_more(ours, theirs)) == (asked, theirs)
     assert events["unicorn"] == events["qemu"]
@@ -454,7 +453,7 @@ def test_query_pci_has_the_same_shape() -> None:
                 region["address"] = -1 if region["address"] == -1 else "somewhere"
         shapes.append(buses)
     assert shapes[0] == shapes[1]
-    newcomer = shapes[0][0]["devices"][-1]
+    (newcomer,) = [device for device in shapes[0][0]["devices"] if device["slot"] == 2]
     assert [region["address"] for region in newcomer["regions"]] == [-1, -1]
 
 
@@ -578,7 +577,6 @@ BARE_PROGRAMS: dict[str, Callable[[], bytes]] = {
     "debug exit": lambda: bare.out(0xF4, 41),
     "exceptions": lambda: b"\x31\xc9\xf7\xf1" * 3 + bare.UD2 * 2 + b"\xcd\x30" * 4 + sum_of(0, 6, 0x30),
     "interrupts": lambda: bare.repeat(50, bare.CLI + bare.send_to_self(0x40) + bare.STI + bare.HLT) + sum_of(0x40),
-    "nothing": lambda: bare.load_eax(0x90000000) + b"\x25\x7f\0\0\0" + bare.out_eax(0xF4),
 }
 
 
@@ -590,9 +588,7 @@ def sum_of(*vectors: int) -> bytes:
     return code + bare.out_eax(0xF4)
 
 
-@pytest.mark.parametrize(
-    ("what", "value"), [("debug exit", 41), ("exceptions", 9), ("interrupts", 50), ("nothing", 0x7F)]
-)
+@pytest.mark.parametrize(("what", "value"), [("debug exit", 41), ("exceptions", 9), ("interrupts", 50)])
 def test_a_few_instructions_end_alike(emulator: str, what: str, value: int, tmp_path: Path) -> None:
     skip = b"\x83\x04\x24\x02"
     handlers = {vector: skip + bare.increment(bare.COUNTS + 4 * vector) + bare.IRET for vector in (0, 6)}
