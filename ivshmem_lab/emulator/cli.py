@@ -19,6 +19,9 @@ from .qmp import QmpSession
 if TYPE_CHECKING:
     from .chardev import Chardev
 
+ANSWER_S = 0.5
+"""At the end: for so long QMP clients may take to get their last answers."""
+
 PROGRAM = "unicorn-system-x86_64"
 
 HELP = f"""\
@@ -82,10 +85,18 @@ class _Process:
                 self._tasks.add(task)
             return await emulator.ended
         finally:
+            await self._let_answer()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await emulator.close()
+
+    async def _let_answer(self) -> None:
+        """Give commands that are being carried out the time to be answered: the guest may have ended the machine."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                for session in list(self._sessions):
+                    await session.idle.wait()
 
     async def _start(self) -> None:
         """Start the machine, unless a signal ends it before."""
@@ -118,8 +129,11 @@ class _Process:
             await session.serve(reader, writer)
         finally:
             self._sessions.discard(session)
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    await writer.wait_closed()
+            except (OSError, TimeoutError):
+                writer.transport.abort()  # nobody reads
 
 
 async def _stdio() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

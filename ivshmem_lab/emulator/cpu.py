@@ -78,8 +78,8 @@ class UnicornCpu:
         """(address, map) of what waits for those."""
         self._holes: list[int] = []
         """Pages of nothing that a guest touched, mapped as registers that nobody answers."""
-        self._put_off_at: int | None = None
-        """Where an interrupt was put off because of a ``sti`` (rule 6)."""
+        self.put_off_at: int | None = None
+        """Where an interrupt was just put off because of a ``sti`` (rule 6); it can be taken one block later."""
         self._state = uc.Registers("EIP", "ESP", "EFLAGS", "CS", "IDTR")
         self._taken = uc.Registers("ESP", "EFLAGS")
         self._segment = uc.Registers("CS")
@@ -352,17 +352,17 @@ class UnicornCpu:
         if cs & 3:
             raise TripleFaultError("the guest runs in ring 3; this CPU enters handlers from ring 0 only")
         if external:
+            put_off_at, self.put_off_at = self.put_off_at, None
             if not eflags & INTERRUPT_FLAG:
                 return None
             if not halted:
                 before, here = self._bytes_around(eip)
-                if before == STI and here != HLT and self._put_off_at != eip:
-                    # Once: a loop may begin right behind its sti, and then always stands there.
-                    self._put_off_at = eip
+                if before == STI and here != HLT and put_off_at != eip:
+                    # For one block: a loop may begin right behind its sti, and then always stands there.
+                    self.put_off_at = eip
                     return None
                 if here == HLT:
                     eip += 1
-        self._put_off_at = None
         idtr = self._state.idtr
         if vector * 8 + 7 > idtr.limit:
             raise TripleFaultError(f"vector {vector} lies behind the interrupt table (limit {idtr.limit:#x})")

@@ -104,7 +104,7 @@ class _Host:
             self.cpu.settle()
             self.events.dispatch(0)
             if self.deliver(halted=False) is None and self.board.lapic.pending() is not None:
-                flag.skip, flag.kick = RETRY_BLOCKS, 1
+                flag.skip, flag.kick = 1 if self.cpu.put_off_at is not None else RETRY_BLOCKS, 1
             self.events.arm()
         except BaseException as error:  # noqa: BLE001 - must not travel through the engine; `wait` and `close` raise it
             self.cpu.failure = self.cpu.failure or error

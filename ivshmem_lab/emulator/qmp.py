@@ -6,16 +6,14 @@ need not send a line end.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import IvshmemLabError
-
-if TYPE_CHECKING:
-    import asyncio
 
 log = logging.getLogger("ivshmem_lab.emulator")
 
@@ -128,6 +126,9 @@ class QmpSession:
     def __init__(self, commands: Mapping[str, Command]) -> None:
         self._commands = commands
         self._negotiated = False
+        self.idle = asyncio.Event()
+        """Set while no command is being carried out."""
+        self.idle.set()
         self._writer: asyncio.StreamWriter | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -137,12 +138,15 @@ class QmpSession:
         self._send({"QMP": {"version": VERSION, "capabilities": []}})
         try:
             while data := await reader.read(READ_BYTES):
+                self.idle.clear()
                 for found in splitter.feed(data):
                     self._send(_error(found) if isinstance(found, QmpError) else await self._answer(found))
+                self.idle.set()
                 await writer.drain()
         except (ConnectionError, BrokenPipeError):
             pass
         finally:
+            self.idle.set()
             self._writer = None
             writer.close()
 

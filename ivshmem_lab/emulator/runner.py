@@ -174,7 +174,7 @@ class Runner:
             if self._halted:
                 events.dispatch(None)
             elif waiting:
-                self._run(1 if self._after_exception else retry)
+                self._run(1 if self._after_exception or self.cpu.put_off_at is not None else retry)
                 self._after_exception = max(0, self._after_exception - 1)
                 retry = min(2 * retry, RETRY_LIMIT)
             else:

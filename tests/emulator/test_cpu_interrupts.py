@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import random
 import threading
 import time
@@ -65,6 +66,24 @@ def test_interrupts_of_a_busy_guest_are_counted_and_change_nothing_else(native_h
         guest.pause()
         assert guest.word(DATA) == guest.register("EAX")
         assert guest.runner.interrupts_taken == 500
+
+
+@HOOKS
+def test_eventfds_that_become_readable_reach_a_busy_guest_and_change_nothing_else(native_hook: bool) -> None:
+    body = b"\x31\xc0" + bare.for_ever(bare.increment(DATA) + b"\x40")
+    kicks = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    taken: queue.SimpleQueue[int] = queue.SimpleQueue()
+    try:
+        with Guest(body, native_hook=native_hook) as guest:
+            guest.do(lambda: guest.runner.events.add(kicks, lambda: taken.put(os.eventfd_read(kicks))))
+            for _ in range(KICKS // 5):
+                os.eventfd_write(kicks, 1)
+                assert taken.get(timeout=bare.LIMIT_S) == 1
+            guest.do(lambda: guest.runner.events.remove(kicks))
+            guest.pause()
+            assert guest.word(DATA) == guest.register("EAX")
+    finally:
+        os.close(kicks)
 
 
 def test_calls_from_many_threads_are_all_carried_out() -> None:
@@ -143,6 +162,18 @@ def test_an_interrupt_waits_while_the_flag_is_off_and_comes_after_sti() -> None:
     with Guest(body) as guest:
         assert guest.tells() == 1
         assert guest.word(DATA) == 0, "it came while interrupts were off"
+
+
+@HOOKS
+def test_no_interrupt_comes_between_sti_and_the_instruction_behind_it(native_hook: bool) -> None:
+    early = DATA + 8
+    # cmp dword [DATA], 0; jne over; inc dword [early]
+    handler = b"\x83\x3d" + bare.word(DATA) + b"\x00\x75\x06" + bare.increment(early) + bare.counting(VECTOR)
+    turn = CLI + bare.store(DATA, 0) + bare.send_to_self(VECTOR) + STI + bare.store(DATA, 1) + NOP
+    body = bare.repeat(5000, turn) + CLI + bare.copy(early, DATA + 12) + bare.out_eax(TELL) + SLEEP
+    with Guest(body, {VECTOR: handler}, native_hook=native_hook) as guest:
+        assert guest.tells() == 0
+        assert guest.count(VECTOR) > 0
 
 
 def test_a_guest_that_sleeps_with_interrupts_off_never_wakes() -> None:

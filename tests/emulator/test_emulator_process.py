@@ -164,6 +164,18 @@ def test_a_signal_ends_it_in_order(number: signal.Signals, tmp_path: Path) -> No
         assert (machine.wait(), machine.errors, path.exists()) == (0, "", False)
 
 
+def test_a_monitor_that_does_not_read_does_not_hold_up_the_end() -> None:
+    with Machine("unicorn", "-S") as machine:
+        machine.qmp.negotiate()
+        machine.qmp.sock.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            for _ in range(5000):
+                machine.qmp.send(b'{"execute": "query-commands"}')
+        machine.process.send_signal(signal.SIGTERM)
+        assert machine.wait() == 0
+        assert machine.errors == ""
+
+
 def wait_for(path: Path) -> None:
     """Wait until something appears at a path."""
     never = threading.Event()
