@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ivshmem_lab"
 ORDER = [
     *("errors", "units"),
     *("wire", "device", "pc", "topology", "stats"),
-    *("ipc", "server", "peer", "emulator", "vm", "guests"),
+    *("ipc", "server", "peer", "trace", "emulator", "vm", "guests"),
     *("lab", "bench", "plots", "widgets"),
     *("demo", "doctor", "magics", "cli", "__main__"),
 ]

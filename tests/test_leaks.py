@@ -56,14 +56,14 @@ def test_orphan():
     kept.append(int(started.stdout))
 
 def test_shared_memory():
-    posix_ipc.SharedMemory("/ivlab-test-NAME", posix_ipc.O_CREX, size=4096).close_fd()
+    posix_ipc.SharedMemory("/ivshmem-test-NAME", posix_ipc.O_CREX, size=4096).close_fd()
 
 def test_socket():
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(os.environ["XDG_RUNTIME_DIR"] + "/ivshmem-lab/left")
 
 def test_end_of_the_leaks():
-    posix_ipc.unlink_shared_memory("/ivlab-test-NAME")
+    posix_ipc.unlink_shared_memory("/ivshmem-test-NAME")
     go.set()
     _, _, child, orphan = kept
     child.kill()
@@ -120,7 +120,7 @@ def test_a_test_that_leaves_something_behind_fails(tmp_path: Path) -> None:
         "threads: <Thread",
         "processes: sleep",
         "true, dead but not waited for",
-        "ivlab-test-",
+        "ivshmem-test-",
         "/left",
     ):
         assert kind in said

@@ -1,1 +1,1 @@
-"""Measurements: what was measured, how, and what it was compared with in the same run."""
+"""Measurements: round trips, bytes through shared memory, the server, and the circumstances of all of them."""

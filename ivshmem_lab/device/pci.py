@@ -187,9 +187,9 @@ class PciFunction:
     def bar_address(self, index: int) -> int | None:
         """Return where a BAR is visible by its registers, or None when it decodes nothing.
 
-        None while decoding is off, at address 0, beyond what a CPU reaches, and at all ones: that is a
-        driver that asks for the size. (QEMU shows a 64-bit BAR for a moment there; mapping gigabytes twice
-        for nothing is a price that only an emulator pays.)
+        None while decoding is off, at address 0, beyond what a CPU reaches, and at all ones below 4 GiB:
+        that is a driver that asks for the size, and no memory ever lies there. (QEMU shows a 64-bit BAR for
+        a moment; mapping gigabytes twice for nothing is a price that only an emulator pays.)
         """
         bar = self.bars[index]
         if not self.command & (COMMAND_IO if bar.is_io else COMMAND_MEMORY):
@@ -198,7 +198,7 @@ class PciFunction:
         raw = int.from_bytes(self._config[bar.offset : bar.offset + width], "little")
         address = raw & -bar.size_bytes
         low_ones = -bar.size_bytes & 0xFFFFFFFF
-        sizing = low_ones and raw & low_ones == low_ones
+        sizing = low_ones and raw >> 4 == low_ones >> 4
         return None if sizing or address == 0 or address + bar.size_bytes > ADDRESS_LIMIT else address
 
     def _remap(self) -> Effects:

@@ -91,7 +91,7 @@ def open_backend(properties: dict[str, str]) -> MemoryBackend:
         shared = SharedMemory.open_file(path, size_bytes, create=True)
     try:
         present = os.fstat(shared.fd).st_size
-        if present != size_bytes:
+        if present < size_bytes:
             raise SharedMemoryError(f"backing store size {present:#x} does not match 'size' option {size_bytes:#x}")
         if share:
             return MemoryBackend(kind, object_id, size_bytes, share, shared.map, shared)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+from ..errors import DeviceError
+
 HookFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 """C type of a block hook: (engine, address, size in bytes, user data)."""
 
@@ -67,7 +69,7 @@ class BlockHook:
         self.flag = Flag(target=target)
         self._code = _executable(_X86_64) if native is not False else None
         if native and self._code is None:
-            raise OSError(
+            raise DeviceError(
                 "this machine or its policy allows no native block hook; leave native=None for the one in Python"
             )
         self.native = self._code is not None

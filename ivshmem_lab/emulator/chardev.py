@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError, VmError
 from ..ipc.runtime_dir import check_socket_path
+from ..ipc.sockets import bind_unix, connect_unix
 from .options import parse_switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 BACKENDS = ("socket", "stdio", "file", "null")
+CONNECT_S = 5.0
 OUTPUT_LIMIT_BYTES = 64 * 1024
 READ_BYTES = 4096
 PIPE_BYTES = 4096
@@ -119,8 +121,8 @@ def open_chardev(properties: dict[str, str]) -> Chardev:
 
 def _open_file(device_id: str, pairs: dict[str, str]) -> Chardev:
     path = pairs.pop("path", "")
-    if not path:
-        raise UsageError(f"chardev {device_id}: path=FILE is missing")
+    if not path or "\0" in path:
+        raise UsageError(f"chardev {device_id}: path=FILE is missing, or holds a zero byte")
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -139,17 +141,14 @@ def _open_socket(device_id: str, pairs: dict[str, str]) -> Chardev:
         return Chardev(device_id, "socket", f"fd:{fd}", sock=_inherited(fd, what))
     assert path is not None
     check_socket_path(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if not server:
-            sock.connect(path)
-            return Chardev(device_id, "socket", f"unix:{path}", sock=sock)
-        sock.bind(path)
+            return Chardev(device_id, "socket", f"unix:{path}", sock=connect_unix(path, CONNECT_S))
+        sock = bind_unix(path)
         sock.listen(1)
     except OSError as error:
-        sock.close()
-        verb = "bind socket" if server else "connect"
-        raise VmError(f"Failed to add chardev '{device_id}': Failed to {verb} to '{path}': {error.strerror}") from error
+        failed = f"bind socket to {path}" if server else f"connect to '{path}'"
+        raise VmError(f"Failed to add chardev '{device_id}': Failed to {failed}: {error.strerror}") from error
     sock.setblocking(False)
     return Chardev(device_id, "socket", f"unix:{path},server=on", sock=sock, listening=True, path=path, wait=wait)
 
@@ -175,16 +174,18 @@ class SerialLine:
     chardev
         Where the bytes go, or None for nowhere.
     on_input
-        Called on the event loop with what was typed; returns how much was taken.
+        Called on the event loop with what was typed, and what to call with the number of bytes that were taken.
     """
 
-    def __init__(self, chardev: Chardev | None, on_input: Callable[[bytes], None]) -> None:
+    def __init__(self, chardev: Chardev | None, on_input: Callable[[bytes, Callable[[int], None]], None]) -> None:
         self._chardev = chardev
         self._on_input = on_input
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._output = bytearray()
         self._scheduled = False
+        self._typed = b""
+        """Input on its way to the guest; meanwhile no more is read."""
         self._input_fd = self._output_fd = -1
         self._accepted: socket.socket | None = None
         self._may_block = chardev is not None and chardev.sock is None
@@ -221,7 +222,8 @@ class SerialLine:
     def _connect(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._input_fd = self._output_fd = sock.fileno()
-        self._loop.add_reader(self._input_fd, self._readable)
+        if not self._typed:
+            self._watch_input()
 
     def _readable(self) -> None:
         try:
@@ -230,10 +232,11 @@ class SerialLine:
             return
         except OSError:
             data = b""
-        if data:
-            self._on_input(data)
-            return
         self._loop.remove_reader(self._input_fd)
+        if data:
+            self._typed = data
+            self._offer()
+            return
         self._input_fd = -1
         if self._accepted is not None:
             self._stop_writing()
@@ -246,11 +249,22 @@ class SerialLine:
             self._loop.remove_writer(self._output_fd)
         self._writing = False
 
+    def _offer(self) -> None:
+        if self._typed:
+            self._on_input(self._typed, self._taken)
+
+    def _taken(self, count: int) -> None:
+        self._typed = self._typed[count:]
+        if not self._typed and self._input_fd >= 0:
+            self._watch_input()
+
     # -- vCPU thread ---------------------------------------------------------------------------------
 
     def write(self, byte: int) -> None:
         """Take one byte."""
         with self._lock:
+            if not self.ready():
+                return  # a guest that does not look whether the line is busy loses its words, as on a wire
             self._output.append(byte)
             if self._scheduled:
                 return
@@ -262,6 +276,10 @@ class SerialLine:
     def ready(self) -> bool:
         """Tell whether there is room for more."""
         return len(self._output) < OUTPUT_LIMIT_BYTES
+
+    def input_wanted(self) -> None:
+        """Offer again what was not taken."""
+        self._loop.call_soon_threadsafe(self._offer)
 
     # -- event loop ----------------------------------------------------------------------------------
 
@@ -302,11 +320,11 @@ class SerialLine:
     async def drain(self) -> None:
         """Wait until everything is written, as long as the other end goes on reading."""
         self.flush()
-        with contextlib.suppress(TimeoutError):
-            left = None
-            while self._output and left != len(self._output):
-                left = len(self._output)
-                self._drained.clear()
+        left = None
+        while self._output and left != len(self._output):
+            left = len(self._output)
+            self._drained.clear()
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_S):
                     await self._drained.wait()
 

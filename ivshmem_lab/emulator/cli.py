@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import IvshmemLabError, VmError
+from ..errors import IvshmemLabError
 from .commands import commands
 from .emulator import Emulator
 from .options import Options, parse_arguments
@@ -17,6 +18,9 @@ from .qmp import QmpSession
 
 if TYPE_CHECKING:
     from .chardev import Chardev
+
+ANSWER_S = 0.5
+"""At the end: for so long QMP clients may take to get their last answers."""
 
 PROGRAM = "unicorn-system-x86_64"
 
@@ -76,23 +80,29 @@ class _Process:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 emulator.loop.add_signal_handler(number, self._signalled)
             await self._start()
-            for name in emulator.options.monitors:
+            for name in emulator.options.monitors if not emulator.ended.done() else ():
                 task = asyncio.create_task(self._monitor(emulator.claim_chardev(name, "QMP")))
                 self._tasks.add(task)
             return await emulator.ended
         finally:
+            await self._let_answer()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await emulator.close()
 
+    async def _let_answer(self) -> None:
+        """Give commands that are being carried out the time to be answered: the guest may have ended the machine."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                for session in list(self._sessions):
+                    await session.idle.wait()
+
     async def _start(self) -> None:
         """Start the machine, unless a signal ends it before."""
         start = asyncio.create_task(self.emulator.start())
-        await asyncio.wait([start, self.emulator.ended], return_when=asyncio.FIRST_COMPLETED)
-        if not start.done():
-            start.cancel()
-            await asyncio.wait([start])
+        self.emulator.ended.add_done_callback(lambda _: start.cancel())
+        await asyncio.wait([start])
         if not start.cancelled():
             start.result()
 
@@ -119,8 +129,11 @@ class _Process:
             await session.serve(reader, writer)
         finally:
             self._sessions.discard(session)
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    await writer.wait_closed()
+            except (OSError, TimeoutError):
+                writer.transport.abort()  # nobody reads
 
 
 async def _stdio() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -148,6 +161,9 @@ def main(argv: list[str] | None = None) -> int:
     int
         Exit status.
     """
+    # 16 peers with 64 vectors each are 1024 descriptors, the usual soft limit.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=logging.WARNING)
     try:
         options = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -160,9 +176,6 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{PROGRAM} (ivshmem_lab {__version__})")
             return 0
         return asyncio.run(_run(options))
-    except VmError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
     except IvshmemLabError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2

@@ -98,8 +98,8 @@ class _Commands:
 
         def reset() -> None:
             self.emulator.runner.reset()
-            if self.emulator.state is RunState.INTERNAL_ERROR:
-                self.emulator.runner.pause()
+            if self.emulator.state is not RunState.RUNNING:
+                self.emulator.runner.state = RunState.PRELAUNCH
 
         await self.emulator.on_vcpu(reset)
         self.emulator.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
@@ -124,9 +124,11 @@ class _Commands:
         return {}
 
     async def object_add(self, arguments: Json) -> Json:
+        for name in ("qom-type", "id", "mem-path"):
+            take(dict(arguments), name, str, "")  # a number here would become a file of that name
         for name in ("qom-type", "id"):
             take(dict(arguments), name, str)
-        if not isinstance(arguments.get("size", 0), int):
+        if type(arguments.get("size", 0)) is not int:
             raise QmpError("Parameter 'size' expects uint64")
         take(dict(arguments), "share", bool, default=False)
         self.emulator.object_add(_texts(arguments))
@@ -203,6 +205,8 @@ class _Commands:
     async def _node(self, path: str) -> dict[str, tuple[str, Any]]:
         """Return one object of the tree: property name to (type, value)."""
         emulator = self.emulator
+        if not path:
+            raise QmpError("Path '' is ambiguous")
         parts = [part for part in path.split("/") if part]
         children: dict[str, str] | None = None
         match parts:

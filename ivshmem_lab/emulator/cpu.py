@@ -74,12 +74,12 @@ class UnicornCpu:
         """What is mapped: address to (size, what keeps the memory alive; None for registers)."""
         self._leaving: list[tuple[int, int]] = []
         """(address, size) of what is to be unmapped at the next block."""
-        self._coming: list[Callable[[], None]] = []
-        """Maps that wait for those."""
+        self._coming: list[tuple[int, Callable[[], None]]] = []
+        """(address, map) of what waits for those."""
         self._holes: list[int] = []
         """Pages of nothing that a guest touched, mapped as registers that nobody answers."""
-        self._put_off_at: int | None = None
-        """Where an interrupt was put off because of a ``sti`` (rule 6)."""
+        self.put_off_at: int | None = None
+        """Where an interrupt was just put off because of a ``sti`` (rule 6); it can be taken one block later."""
         self._state = uc.Registers("EIP", "ESP", "EFLAGS", "CS", "IDTR")
         self._taken = uc.Registers("ESP", "EFLAGS")
         self._segment = uc.Registers("CS")
@@ -179,12 +179,16 @@ class UnicornCpu:
     def _waits(self, address: int, size_bytes: int, later: Callable[[], None]) -> bool:
         """Put a map off until what lies in its place has gone."""
         if any(address < start + size and start < address + size_bytes for start, size in self._leaving):
-            self._coming.append(later)
+            self._coming.append((address, later))
             return True
         return False
 
     def unmap(self, address: int, size_bytes: int) -> None:
         """Hide what was shown; while the guest runs, at the next block."""
+        for waiting in self._coming:
+            if waiting[0] == address:
+                self._coming.remove(waiting)  # it has never come
+                return
         self._leaving.append((address, size_bytes))
         if self._running:
             self.stop_soon()
@@ -203,7 +207,7 @@ class UnicornCpu:
         self._leaving.clear()
         self._control.write(self._handle, control)
         coming, self._coming = self._coming, []
-        for arrive in coming:
+        for _, arrive in coming:
             arrive()
 
     def stop_soon(self) -> None:
@@ -290,9 +294,14 @@ class UnicornCpu:
             code = uc.emu_start(self._handle, self.pc, uc.NEVER, 0, 0)
             self._engine.unhook(hook)
         self._running = False
+        self._stopped()
+        return code
+
+    def _stopped(self) -> None:
+        if self.exception is not None:
+            self._engine.forget_exception()
         if self._leaving:
             self.settle()
-        return code
 
     @property
     def pc(self) -> int:
@@ -316,10 +325,6 @@ class UnicornCpu:
         self._engine.restore(state)
 
     # -- interrupts ----------------------------------------------------------------------------------
-
-    def accepts_interrupts(self) -> bool:
-        """Tell whether the interrupt flag is set."""
-        return bool(self._state.read(self._handle)[2] & INTERRUPT_FLAG)
 
     def deliver(self, vector: int, *, halted: bool, external: bool = True) -> int | None:
         """Enter an interrupt handler through the IDT: push EFLAGS, CS and EIP, go to the gate.
@@ -347,17 +352,17 @@ class UnicornCpu:
         if cs & 3:
             raise TripleFaultError("the guest runs in ring 3; this CPU enters handlers from ring 0 only")
         if external:
+            put_off_at, self.put_off_at = self.put_off_at, None
             if not eflags & INTERRUPT_FLAG:
                 return None
             if not halted:
                 before, here = self._bytes_around(eip)
-                if before == STI and here != HLT and self._put_off_at != eip:
-                    # Once: a loop may begin right behind its sti, and then always stands there.
-                    self._put_off_at = eip
+                if before == STI and here != HLT and put_off_at != eip:
+                    # For one block: a loop may begin right behind its sti, and then always stands there.
+                    self.put_off_at = eip
                     return None
                 if here == HLT:
                     eip += 1
-        self._put_off_at = None
         idtr = self._state.idtr
         if vector * 8 + 7 > idtr.limit:
             raise TripleFaultError(f"vector {vector} lies behind the interrupt table (limit {idtr.limit:#x})")

@@ -6,16 +6,14 @@ The event loop owns the tables here; the machine itself is touched on the vCPU's
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..device.ivshmem import Ivshmem
 from ..device.msix import MAX_VECTORS
-from ..errors import DeviceError, IvshmemLabError, UsageError, VmError
+from ..errors import DeviceError, GuestError, VmError
 from ..pc import multiboot
 from ..pc.machine import Hooks, Machine
 from ..units import check_memory_size
@@ -24,25 +22,17 @@ from .chardev import Chardev, SerialLine, open_chardev
 from .cpu import UnicornCpu
 from .link import MemoryLink, ServerLink
 from .options import Options, parse_switch
+from .properties import check_identifier, check_names, named, number, slot_number
 from .qmp import DEVICE_NOT_FOUND, QmpError
 from .runner import Runner, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from concurrent.futures import Future
 
 log = logging.getLogger("ivshmem_lab.emulator")
 
 T = TypeVar("T")
-IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-IDENTIFIER_RULE = "Parameter 'id' expects an identifier: a letter, then letters, digits, '-', '.', '_'"
-COMMON_PROPERTIES = ("addr", "bus", "master")
-PROPERTIES = {
-    "ivshmem-plain": (*COMMON_PROPERTIES, "memdev"),
-    "ivshmem-doorbell": (*COMMON_PROPERTIES, "chardev", "vectors", "ioeventfd"),
-    "isa-debug-exit": ("iobase", "iosize"),
-}
-"""What ``device_add`` takes, by driver; besides ``driver`` and ``id``."""
-
 UNPLUG_PATIENCE_S = 5.0
 """For so long a second ``device_del`` is refused (QEMU 7.2, i440FX)."""
 
@@ -84,6 +74,7 @@ class Emulator:
         hooks = Hooks(
             transmit=lambda byte: self._serial.write(byte) if self._serial else None,
             transmitter_ready=lambda: self._serial.ready() if self._serial else True,
+            receiver_ready=lambda: self._serial.input_wanted() if self._serial else None,
             debug_exit=self._debug_exit,
             device_deleted=self._device_deleted,
         )
@@ -95,8 +86,12 @@ class Emulator:
         path = self.options.kernel
         if path is None:
             return None
+        try:
+            image = Path(path).read_bytes()
+        except OSError as error:
+            raise GuestError(f"kernel {path!r} cannot be read: {error.strerror}") from error
         # QEMU's multiboot loader puts the kernel's path before -append.
-        kernel = multiboot.parse(Path(path).read_bytes(), path, f"{path} {self.options.append}".rstrip())
+        kernel = multiboot.parse(image, path, f"{path} {self.options.append}".rstrip())
         multiboot.check_fit(kernel, path, self.options.memory_bytes)
         return kernel
 
@@ -104,16 +99,16 @@ class Emulator:
         """Open everything that the command line names, and start the vCPU's thread."""
         options = self.options
         for properties in options.chardevs:
-            with _named("-chardev", properties):
+            with named("-chardev", properties):
                 await self.chardev_add(properties)
         if options.serial not in (None, "none"):
             assert options.serial is not None
             self._serial = SerialLine(self.claim_chardev(options.serial, "-serial"), self._typed)
         for properties in options.objects:
-            with _named("-object", properties):
+            with named("-object", properties):
                 self.object_add(properties)
         for properties in options.devices:
-            with _named("-device", properties):
+            with named("-device", properties):
                 await self.device_add(properties)
         self._started = True
         self.runner.start(self.machine)
@@ -147,7 +142,9 @@ class Emulator:
         """Open a character device; one that shall wait for its client is waited for."""
         device_id = properties.get("id", "")
         if device_id in self.chardevs:
-            raise QmpError(f"Chardev '{device_id}' already exists")
+            raise QmpError(f"Chardev with id '{device_id}' already exists")
+        if properties.get("backend") == "stdio" and any(other.backend == "stdio" for other in self.chardevs.values()):
+            raise QmpError(f"Failed to add chardev '{device_id}': cannot use stdio by multiple character devices")
         chardev = open_chardev(properties)
         self.chardevs[device_id] = chardev
         if chardev.wait:
@@ -179,8 +176,8 @@ class Emulator:
     def object_add(self, properties: dict[str, str]) -> None:
         """Make a memory backend."""
         object_id = properties.get("id", "")
-        if object_id and not IDENTIFIER.fullmatch(object_id):
-            raise QmpError(IDENTIFIER_RULE)
+        if object_id:
+            check_identifier(object_id)
         if object_id in self.backends:
             raise QmpError(f"attempt to add duplicate property '{object_id}' to object (type 'container')")
         backend = open_backend(properties)
@@ -212,16 +209,12 @@ class Emulator:
         driver = pairs.pop("driver", None)
         if driver is None:
             raise QmpError("Parameter 'driver' is missing")
-        if driver not in PROPERTIES:
-            raise QmpError(f"'{driver}' is not a valid device model name; this machine has {', '.join(PROPERTIES)}")
         device_id = self._new_id(pairs.pop("id", None))
-        for name in pairs:
-            if name not in PROPERTIES[driver]:
-                raise QmpError(f"Property '{driver}.{name}' not found")
+        check_names(driver, pairs)
         if driver == "isa-debug-exit":
             await self._add_debug_exit(pairs)
             return
-        slot = self._slot(driver, pairs)
+        slot = slot_number(driver, pairs.pop("addr", None))
         if pairs.pop("bus", "pci.0") not in ("pci.0", "pci"):
             raise QmpError(f"Bus '{properties['bus']}' not found")
         master = pairs.pop("master", "off")
@@ -244,24 +237,10 @@ class Emulator:
         if device_id is None:
             self._anonymous += 1
             return f"device[{self._anonymous - 1}]"
-        if not IDENTIFIER.fullmatch(device_id):
-            raise QmpError(IDENTIFIER_RULE)
+        check_identifier(device_id)
         if device_id in self.properties:
             raise QmpError(f"Duplicate device ID '{device_id}'")
         return device_id
-
-    def _slot(self, driver: str, pairs: dict[str, str]) -> int | None:
-        text = pairs.pop("addr", None)
-        if text is None:
-            return None
-        slot, _, function = text.partition(".")
-        try:
-            number = int(slot, 16)
-        except ValueError:
-            number = -1
-        if not 0 <= number < 32 or function not in ("", "0"):
-            raise QmpError(f"Property '{driver}.addr' doesn't take value '{text}'")
-        return number
 
     def _memdev(self, pairs: dict[str, str]) -> MemoryBackend:
         name = pairs.pop("memdev", None)
@@ -279,7 +258,7 @@ class Emulator:
         name = pairs.pop("chardev", None)
         if name is None:
             raise QmpError("You must specify a 'chardev'")
-        vectors = _number(pairs.pop("vectors", "1"), "vectors")
+        vectors = number(pairs.pop("vectors", "1"), "vectors")
         parse_switch(pairs.pop("ioeventfd", "on"), "ioeventfd")
         if not 1 <= vectors <= MAX_VECTORS:
             raise QmpError(
@@ -312,7 +291,7 @@ class Emulator:
         except asyncio.CancelledError:
             # The thread sees the end of the stream and is done at once.
             sock.shutdown(socket.SHUT_RDWR)
-            await asyncio.wait([handshake])
+            await asyncio.gather(handshake, return_exceptions=True)
             raise
 
     async def _plug(self, device_id: str, device: Ivshmem, link: MemoryLink | ServerLink, slot: int | None) -> None:
@@ -328,11 +307,11 @@ class Emulator:
         self._links[device_id] = link
 
     async def _add_debug_exit(self, pairs: dict[str, str]) -> None:
-        port = _number(pairs.pop("iobase", "0x501"), "iobase")
-        ports = _number(pairs.pop("iosize", "0x02"), "iosize")
+        port = number(pairs.pop("iobase", "0x501"), "iobase")
+        ports = number(pairs.pop("iosize", "0x02"), "iosize")
         if self._started:
-            raise QmpError("Device 'isa-debug-exit' can not be hotplugged on this machine")
-        if not 0 < port <= 0xFFFF or not 0 < ports <= 4:
+            raise QmpError("Bus 'isa.0' does not support hotplugging")
+        if not 0 < port <= 0x10000 - ports or not 0 < ports <= 4:
             raise QmpError(
                 f"isa-debug-exit: iobase {port:#x} with {ports} ports does not exist; try iobase=0xf4,iosize=0x04"
             )
@@ -344,7 +323,7 @@ class Emulator:
         if name not in self.properties:
             raise QmpError(f"Device '{device_id}' not found", DEVICE_NOT_FOUND)
         if self.loop.time() < self._patience.get(name, 0):
-            raise QmpError(f"Device {name} is already in the process of unplug")
+            raise QmpError(f"Device {device_id} is already in the process of unplug")
         self._patience[name] = self.loop.time() + UNPLUG_PATIENCE_S
         await self.on_vcpu(lambda: self.machine.ask_to_go(name))
 
@@ -372,8 +351,14 @@ class Emulator:
 
     # -- what happens on the vCPU's thread ------------------------------------------------------------
 
-    def _typed(self, data: bytes) -> None:
-        self.runner.call(lambda: self.machine.uart.receive(data))
+    def _typed(self, data: bytes, taken: Callable[[int], None]) -> None:
+        """Give typed bytes to the serial port; tells on the event loop how many it took."""
+
+        def tell(future: Future[int]) -> None:
+            if not future.cancelled() and future.exception() is None:
+                self.loop.call_soon_threadsafe(taken, future.result())
+
+        self.runner.call(lambda: self.machine.uart.receive(data)).add_done_callback(tell)
 
     def _debug_exit(self, status: int) -> None:
         self.runner.pause()
@@ -410,24 +395,3 @@ class Emulator:
     def state(self) -> RunState:
         """The run state."""
         return self.runner.state
-
-
-@contextlib.contextmanager
-def _named(option: str, properties: dict[str, str]) -> Iterator[None]:
-    """Put the option of the command line before what is wrong with it."""
-    try:
-        yield
-    except IvshmemLabError as error:
-        text = ",".join(f"{name}={value.replace(',', ',,')}" for name, value in properties.items())
-        kind = VmError if isinstance(error, VmError) else UsageError
-        raise kind(f"{option} {text}: {error}") from error
-
-
-def _number(text: str, name: str) -> int:
-    try:
-        value = int(text, 0)
-    except ValueError:
-        raise QmpError(f"Parameter '{name}' expects integer, not '{text}'") from None
-    if value < 0:
-        raise QmpError(f"Parameter '{name}' expects uint32_t, not {text}")
-    return value

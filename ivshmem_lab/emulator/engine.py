@@ -7,6 +7,7 @@ callbacks raise through the engine; ours must not.
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 from unicorn import unicorn_const, x86_const
@@ -118,6 +119,10 @@ class Engine:
     def __init__(self, uc: Any = None) -> None:
         if uc is None:
             uc = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_32)
+            # With an `until` the engine looks up its address at every start: under NX that is a page fault, which
+            # overwrites CR2. An empty list of exits has nothing to look up.
+            uc.ctl_exits_enabled(True)
+            uc.ctl_set_exits([])
         elif not isinstance(uc, Uc):
             raise DeviceError(f"{uc!r} is not a unicorn.Uc; make one with Uc(UC_ARCH_X86, UC_MODE_32)")
         mode = uc.query(unicorn_const.UC_QUERY_MODE)
@@ -170,6 +175,18 @@ class Engine:
         """Hide what was mapped."""
         check(_mem_unmap(self.handle, address, size_bytes), f"unmap {address:#x}")
 
+    def forget_exception(self) -> None:
+        """Clear the engine's memory of the last exception, as delivering it does on hardware.
+
+        The engine clears it only when it delivers an exception itself; one that a hook took stays, and the next
+        becomes a double fault.
+        """
+        offset = _old_exception_offset()
+        if offset is not None:
+            context = self.uc.context_save()
+            ctypes.c_int32.from_address(address_of(context.context) + offset).value = -1
+            self.uc.context_restore(context)
+
     def jump(self, pc: int) -> None:
         """Go on at `pc`, from inside a block hook too (where the call for several registers is not heeded)."""
         check(_reg_write(self.handle, x86_const.UC_X86_REG_EIP, ctypes.byref(_u64(pc))), f"jump to {pc:#x}")
@@ -189,6 +206,32 @@ def address_of(callback: Any) -> int:
     address = ctypes.cast(callback, _pointer).value
     assert address is not None
     return address
+
+
+@functools.cache
+def _old_exception_offset() -> int | None:
+    """Find by experiment where a saved context keeps the last exception; None when that is not clear.
+
+    It is the one word that is -1 before a division by zero and 0, that exception's number, after it.
+    """
+    uc = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_32)
+    uc.mem_map(0x1000, 0x1000)
+    uc.mem_write(0x1000, b"\x31\xc9\xf7\xf1")  # xor ecx, ecx; div ecx
+    uc.hook_add(HOOK_INTERRUPT, lambda engine, number, data: engine.emu_stop())
+    before = _context_bytes(uc)
+    uc.emu_start(0x1000, 0x2000)
+    after = _context_bytes(uc)
+    found = [
+        at
+        for at in range(0, len(before) - 3, 4)
+        if before[at : at + 4] == b"\xff" * 4 and after[at : at + 4] == bytes(4)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _context_bytes(uc: Any) -> bytes:
+    context = uc.context_save()
+    return ctypes.string_at(context.context, context.size)
 
 
 def error_text(code: int) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
 import time
 from typing import TYPE_CHECKING
 
-from ..errors import IvshmemLabError, VmError
+from ..errors import IvshmemLabError, RemoteProtocolError, VmError
+from ..ipc.eventfd import is_eventfd
 from ..ipc.fdpass import receive_message
 from ..ipc.memory import SharedMemory
 from ..units import check_memory_size
@@ -26,6 +26,8 @@ log = logging.getLogger("ivshmem_lab.emulator")
 
 HANDSHAKE_S = 5.0
 READ_BYTES = 4096
+TURN_READS = 64
+"""Reads before the guest gets its turn: a server that never stops talking does not hold it up."""
 
 
 class MemoryLink:
@@ -135,38 +137,41 @@ class ServerLink:
         """
         self._device, self._events, self._interrupt = device, events, interrupt
         self._sock.setblocking(False)
-        for event in self._early:
-            self._take(event)
-        self._early.clear()
+        self._take_all(self._early)
         events.add(self._sock.fileno(), self._readable)
         self._following = True
 
     def _readable(self) -> None:
         """Read what the server has to say; when it is gone, everything that is known goes on working."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                try:
-                    data, fds = receive_message(self._sock, READ_BYTES)
-                    for event in self._protocol.receive(data, fds):
-                        self._take(event)
-                    if data:
-                        continue
+        try:
+            for _ in range(TURN_READS):
+                data, fds = receive_message(self._sock, READ_BYTES)
+                self._take_all(self._protocol.receive(data, fds))
+                if not data:
                     self._protocol.eof()
-                    reason = "closed the connection"
-                except BlockingIOError:
-                    raise
-                except (IvshmemLabError, OSError) as error:
-                    reason = f"is not followed any more: {error}"
-                log.warning(
-                    "the ivshmem server of peer %s %s; known peers can still be rung", self._protocol.peer_id, reason
-                )
-                self._unfollow()
-                return
+                    self._unfollow("closed the connection")
+                    return
+        except BlockingIOError:
+            return
+        except (IvshmemLabError, OSError) as error:
+            self._unfollow(f"is not followed any more: {error}")
 
-    def _unfollow(self) -> None:
+    def _take_all(self, events: list[Event[int]]) -> None:
+        while events:
+            try:
+                self._take(events.pop(0))
+            except BaseException:
+                self._early = events  # their descriptors are closed with the link
+                raise
+
+    def _unfollow(self, reason: str | None = None) -> None:
         if self._following and self._events is not None:
             self._events.remove(self._sock.fileno())
         self._following = False
+        if reason is not None:
+            log.warning(
+                "the ivshmem server of peer %s %s; known peers can still be rung", self._protocol.peer_id, reason
+            )
 
     def _take(self, event: Event[int]) -> None:
         if isinstance(event, VectorAdded):
@@ -182,6 +187,11 @@ class ServerLink:
     def _add_vector(self, event: VectorAdded[int]) -> None:
         assert self._device is not None
         assert self._events is not None
+        if not is_eventfd(event.fd):
+            os.close(event.fd)
+            raise RemoteProtocolError(
+                "vector", f"what came for vector {event.vector} of peer {event.peer_id} is no eventfd"
+            )
         if event.vector >= self._vectors and event.peer_id == self.peer_id:
             os.close(event.fd)
             if not self._surplus:

@@ -91,7 +91,7 @@ class _Parser:
             "m": self._memory,
             "kernel": self._kernel,
             "append": lambda text: setattr(self.options, "append", text),
-            "name": lambda text: setattr(self.options, "name", split_pairs(text, "guest", "-name").get("guest", "")),
+            "name": lambda text: setattr(self.options, "name", _only("-name", text, "guest")),
             "object": lambda text: self.options.objects.append(split_pairs(text, "qom-type", "-object")),
             "device": lambda text: self.options.devices.append(split_pairs(text, "driver", "-device")),
             "chardev": lambda text: self.options.chardevs.append(split_pairs(text, "backend", "-chardev")),
@@ -101,7 +101,7 @@ class _Parser:
             "display": lambda text: _one_of("-display", text, ("none",)),
             "machine": self._machine,
             "M": self._machine,
-            "accel": lambda text: _one_of("-accel", text.partition(",")[0], ACCELERATORS),
+            "accel": self._accel,
             "cpu": lambda text: _one_of("-cpu", text, ("qemu64", "max")),
             "smp": lambda text: _one_of("-smp", text, ("1", "cpus=1")),
             "monitor": lambda text: _one_of("-monitor", text, ("none",)),
@@ -143,7 +143,7 @@ class _Parser:
         return self.options
 
     def _memory(self, text: str) -> None:
-        size = split_pairs(text, "size", "-m").get("size", "")
+        size = _only("-m", text, "size")
         size_bytes = parse_size(size, "-m", default_suffix="m")
         if not 2 * MIB <= size_bytes <= MAX_MEMORY_BYTES or size_bytes % MIB:
             raise UsageError(f"-m {text}: this machine has whole megabytes from 2M to {format_size(MAX_MEMORY_BYTES)}")
@@ -162,6 +162,13 @@ class _Parser:
             _one_of("-machine accel", pairs.pop("accel"), ACCELERATORS)
         for key in pairs:
             raise UsageError(f"-machine {text}: no property {key!r}; this machine has type and accel")
+
+    def _accel(self, text: str) -> None:
+        pairs = split_pairs(text, "accel", "-accel")
+        _one_of("-accel", pairs.pop("accel", ""), ACCELERATORS)
+        _one_of("-accel thread", pairs.pop("thread", "single"), ("single", "multi"))  # one vCPU: the same
+        for key in pairs:
+            raise UsageError(f"-accel {text}: no property {key!r}; this machine has thread")
 
     def _block_hook(self, text: str) -> None:
         _one_of("-block-hook", text, ("auto", "native", "python"))
@@ -206,6 +213,15 @@ class _Parser:
             raise UsageError(f"{option} {text}: not one of {kinds}")
         self.options.chardevs.append({**pairs, "id": device_id})
         return device_id
+
+
+def _only(option: str, text: str, key: str) -> str:
+    """Return the value of the one property that an option has."""
+    pairs = split_pairs(text, key, option)
+    value = pairs.pop(key, "")
+    for other in pairs:
+        raise UsageError(f"{option} {text}: no property {other!r}; this machine has {key}")
+    return value
 
 
 def _one_of(option: str, text: str, allowed: tuple[str, ...]) -> None:

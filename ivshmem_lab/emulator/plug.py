@@ -8,20 +8,23 @@ waits for one while the guest is halted.
 from __future__ import annotations
 
 import os
-import socket
 from typing import TYPE_CHECKING, Any, Self
 
 from ..device.ivshmem import Ivshmem
+from ..device.msix import MAX_VECTORS
 from ..errors import DeviceError, ServerError, UsageError
 from ..ipc.runtime_dir import check_socket_path
+from ..ipc.sockets import connect_unix
 from ..pc import firmware
 from ..pc.board import Board
+from ..pc.hostbridge import SLOTS
 from ..units import check_memory_size, parse_size
 from .cpu import UnicornCpu
 from .events import Events
-from .link import MemoryLink, ServerLink
+from .link import HANDSHAKE_S, MemoryLink, ServerLink
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     import numpy as np
@@ -73,7 +76,7 @@ class _PlugBoard(Board):
             super().write_port(port, size, value)
 
 
-class _Socket:
+class _Host:
     """What all devices on one engine share: CPU, board, events."""
 
     def __init__(self, uc: Any, on_message: Callable[[int, int], None] | None, *, native_hook: bool | None) -> None:
@@ -101,7 +104,7 @@ class _Socket:
             self.cpu.settle()
             self.events.dispatch(0)
             if self.deliver(halted=False) is None and self.board.lapic.pending() is not None:
-                flag.skip, flag.kick = RETRY_BLOCKS, 1
+                flag.skip, flag.kick = 1 if self.cpu.put_off_at is not None else RETRY_BLOCKS, 1
             self.events.arm()
         except BaseException as error:  # noqa: BLE001 - must not travel through the engine; `wait` and `close` raise it
             self.cpu.failure = self.cpu.failure or error
@@ -121,6 +124,8 @@ class _Socket:
 
     def raise_failure(self) -> None:
         failure, self.cpu.failure = self.cpu.failure, None
+        if isinstance(failure, KeyboardInterrupt):
+            raise failure
         if failure is not None:
             raise DeviceError(f"a device failed while the guest ran: {failure}") from failure
 
@@ -129,8 +134,8 @@ class _Socket:
         self.cpu.close()
 
 
-_sockets: dict[int, _Socket] = {}
-"""Engines with devices, by id of the ``unicorn.Uc`` (which the socket keeps alive)."""
+_hosts: dict[int, _Host] = {}
+"""Engines with devices, by id of the ``unicorn.Uc`` (which the host keeps alive)."""
 
 
 class PluggedDevice:
@@ -145,15 +150,15 @@ class PluggedDevice:
     """
 
     def __init__(
-        self, shared: _Socket, device: Ivshmem, link: MemoryLink | ServerLink, slot: int, sock: socket.socket | None
+        self, shared: _Host, device: Ivshmem, link: MemoryLink | ServerLink, slot: int, sock: socket.socket | None
     ):
         self.device = device
         self.slot = slot
-        self._shared: _Socket | None = shared
+        self._shared: _Host | None = shared
         self._link = link
         self._sock = sock
 
-    def _open(self) -> _Socket:
+    def _open(self) -> _Host:
         if self._shared is None:
             raise DeviceError("this device has been closed; plug it again with ivshmem_lab.plug()")
         return self._shared
@@ -235,7 +240,7 @@ class PluggedDevice:
             self._sock.close()
         shared.devices.remove(self)
         if not shared.devices:
-            del _sockets[id(shared.cpu.user_uc)]
+            del _hosts[id(shared.cpu.user_uc)]
             shared.close()
         shared.raise_failure()
 
@@ -323,24 +328,29 @@ def plug(
     """
     if (memory is None) == (server is None):
         raise UsageError("plug() takes either memory= (ivshmem-plain) or server= (ivshmem-doorbell)")
+    if not 0 <= slot < SLOTS:
+        raise UsageError(f"slot {slot} does not exist: a PCI bus has slots 0 to {SLOTS - 1}")
+    if not 1 <= vectors <= MAX_VECTORS:
+        raise UsageError(f"vectors={vectors} is out of range: MSI-X has 1 to {MAX_VECTORS}")
     sock: socket.socket | None = None
     link: MemoryLink | ServerLink
     if server is None:
         link, device = _plain(memory)
     else:
         sock = _connect(os.fspath(server))
+        link = ServerLink(sock, vectors)
         try:
-            link = ServerLink(sock, vectors)
             link.handshake()
             device = Ivshmem(link.memory_bytes, vectors=vectors, peer_id=link.peer_id)
         except BaseException:
+            link.close()
             sock.close()
             raise
-    shared = _sockets.get(id(uc))
+    shared = _hosts.get(id(uc))
     fresh = shared is None
     try:
         if shared is None:
-            shared = _Socket(uc, on_message, native_hook=native_hook)
+            shared = _Host(uc, on_message, native_hook=native_hook)
         shared.board.plug_ivshmem(device, link, slot)
     except BaseException:
         if fresh and shared is not None:
@@ -351,7 +361,7 @@ def plug(
             sock.close()
         raise
     if fresh:
-        _sockets[id(uc)] = shared
+        _hosts[id(uc)] = shared
     shared.board.port_in, shared.board.port_out = port_in or shared.board.port_in, port_out or shared.board.port_out
     plugged = PluggedDevice(shared, device, link, slot, sock)
     shared.devices.append(plugged)
@@ -382,15 +392,9 @@ def _plain(memory: Any) -> tuple[MemoryLink, Ivshmem]:
 
 
 def _connect(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.connect(check_socket_path(path))
+        return connect_unix(check_socket_path(path), HANDSHAKE_S)
     except OSError as error:
-        sock.close()
         raise ServerError(
             f"server={path!r} cannot be reached: {error.strerror}; start one with ivshmem-server -F -S {path}"
         ) from error
-    except BaseException:
-        sock.close()
-        raise
-    return sock

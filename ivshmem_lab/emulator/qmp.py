@@ -6,16 +6,14 @@ need not send a line end.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import IvshmemLabError
-
-if TYPE_CHECKING:
-    import asyncio
 
 log = logging.getLogger("ivshmem_lab.emulator")
 
@@ -23,6 +21,7 @@ Json = dict[str, Any]
 Command = Callable[[Json], Awaitable[Any]]
 
 OBJECT_LIMIT_BYTES = 1 << 20
+UNREAD_LIMIT_BYTES = 1 << 20
 READ_BYTES = 1 << 16
 VERSION: Json = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": "ivshmem_lab unicorn"}
 
@@ -57,17 +56,20 @@ class JsonSplitter:
         self._depth = 0
         self._in_string = False
         self._escaped = False
+        self._skipping = False
+        """Inside of what is no object: up to the next line end or brace."""
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes; returns the texts of the objects that are complete now.
+    def feed(self, data: bytes) -> list[bytes | QmpError]:
+        """Take bytes.
 
-        Raises
-        ------
-        QmpError
-            When there is text outside of an object, or an object is too long; what was read is forgotten.
+        Returns
+        -------
+        list
+            The texts of the objects that are complete now. In its place, an error for text outside of objects,
+            and for an object that is too long: what was read of it is forgotten.
         """
         self._buffer += data
-        texts = []
+        found: list[bytes | QmpError] = []
         start = 0
         for index in range(self._scanned, len(self._buffer)):
             char = self._buffer[index]
@@ -81,31 +83,29 @@ class JsonSplitter:
             elif char in b"{[":
                 if self._depth == 0:
                     start = index
+                    self._skipping = False
                 self._depth += 1
+            elif self._depth == 0:
+                if char == 0x0A:
+                    self._skipping = False
+                elif char not in b" \t\r" and not self._skipping:
+                    self._skipping = True
+                    found.append(QmpError(f"JSON parse error, unexpected {chr(char)!r} outside of an object"))
             elif char in b"}]":
                 self._depth -= 1
                 if self._depth == 0:
-                    texts.append(bytes(self._buffer[start : index + 1]))
-                    start = index + 1
-            elif self._depth and char == 0x22:
+                    found.append(bytes(self._buffer[start : index + 1]))
+            elif char == 0x22:
                 self._in_string = True
-            if self._depth < 0 or (self._depth == 0 and char not in b" \t\r\n}]"):
-                self._forget()
-                raise QmpError(f"JSON parse error, unexpected {chr(char)!r} outside of an object")
-        if self._depth == 0:
-            self._buffer.clear()
-        else:
-            del self._buffer[:start]
+        del self._buffer[: start if self._depth else len(self._buffer)]
         self._scanned = len(self._buffer)
         if self._scanned > OBJECT_LIMIT_BYTES:
-            self._forget()
-            raise QmpError(f"JSON parse error, an object is longer than {OBJECT_LIMIT_BYTES} bytes")
-        return texts
-
-    def _forget(self) -> None:
-        self._buffer.clear()
-        self._scanned = self._depth = 0
-        self._in_string = self._escaped = False
+            self._buffer.clear()
+            self._scanned = self._depth = 0
+            self._in_string = self._escaped = False
+            self._skipping = True
+            found.append(QmpError(f"JSON parse error, an object is longer than {OBJECT_LIMIT_BYTES} bytes"))
+        return found
 
 
 def timestamp() -> dict[str, int]:
@@ -126,6 +126,9 @@ class QmpSession:
     def __init__(self, commands: Mapping[str, Command]) -> None:
         self._commands = commands
         self._negotiated = False
+        self.idle = asyncio.Event()
+        """Set while no command is being carried out."""
+        self.idle.set()
         self._writer: asyncio.StreamWriter | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -135,17 +138,15 @@ class QmpSession:
         self._send({"QMP": {"version": VERSION, "capabilities": []}})
         try:
             while data := await reader.read(READ_BYTES):
-                try:
-                    texts = splitter.feed(data)
-                except QmpError as error:
-                    self._send(_error(error))
-                    continue
-                for text in texts:
-                    self._send(await self._answer(text))
+                self.idle.clear()
+                for found in splitter.feed(data):
+                    self._send(_error(found) if isinstance(found, QmpError) else await self._answer(found))
+                self.idle.set()
                 await writer.drain()
         except (ConnectionError, BrokenPipeError):
             pass
         finally:
+            self.idle.set()
             self._writer = None
             writer.close()
 
@@ -155,8 +156,11 @@ class QmpSession:
             self._send({"timestamp": timestamp(), "event": name, **({"data": data} if data is not None else {})})
 
     def _send(self, message: Json) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(json.dumps(message).encode() + b"\r\n")
+        if self._writer is None or self._writer.is_closing():
+            return
+        self._writer.write(json.dumps(message).encode() + b"\r\n")
+        if self._writer.transport.get_write_buffer_size() > UNREAD_LIMIT_BYTES:
+            self._writer.transport.abort()  # a client that does not read costs itself only
 
     async def _answer(self, text: bytes) -> Json:
         request: Any = None
@@ -188,6 +192,8 @@ class QmpSession:
         if name == "qmp_capabilities":
             if self._negotiated:
                 raise QmpError("Capabilities negotiation is already complete, command ignored", COMMAND_NOT_FOUND)
+            take(arguments, "enable", list, [])
+            no_more(arguments)
             self._negotiated = True
             return {}
         if not self._negotiated:
@@ -208,9 +214,13 @@ def _parse(text: bytes) -> Any:
         return found
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        request = json.loads(text, object_pairs_hook=unique)
+        # Half of a surrogate pair can be written, and is no text.
+        json.dumps(request, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise QmpError(f"JSON parse error, {error}") from error
+    else:
+        return request
 
 
 def _id_of(request: Any) -> Json:
@@ -235,7 +245,7 @@ def take(arguments: Json, name: str, kind: type, default: Any = ..., within: str
         return default
     value = arguments.pop(name)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        expected = {str: "string", int: "integer", bool: "boolean", dict: "object"}[kind]
+        expected = {str: "string", int: "integer", bool: "boolean", dict: "object", list: "array"}[kind]
         raise QmpError(f"Invalid parameter type for '{within}{name}', expected: {expected}")
     return value
 

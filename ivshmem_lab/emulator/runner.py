@@ -16,6 +16,7 @@ from .events import Events
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..pc.lapic import Lapic
     from ..pc.machine import Machine
 
 log = logging.getLogger("ivshmem_lab.emulator")
@@ -25,6 +26,7 @@ T = TypeVar("T")
 UNWATCHED_BLOCKS = 4096
 """Blocks that a guest runs after it was woken before the watcher is armed: most go back to sleep before."""
 RETRY_BLOCKS = 16
+LOOKS_AFTER_EXCEPTION = 64
 RETRY_LIMIT = 1024
 """Blocks to let pass before asking again whether a waiting interrupt can be taken: doubled each time, up to here."""
 
@@ -72,6 +74,7 @@ class Runner:
         self._pc = 0
         self._halted = False
         self._watched = False
+        self._after_exception = 0
         self._quit = False
         self._thread = threading.Thread(target=self._main, name="vcpu", daemon=True)
 
@@ -153,7 +156,15 @@ class Runner:
 
     def _main(self) -> None:
         assert self._machine is not None
-        lapic, events = self._machine.lapic, self.events
+        while not self._quit:
+            try:
+                self._serve(self._machine.lapic)
+            except BaseException as error:  # noqa: BLE001 - whoever waits for this thread must get an answer
+                self._broken(f"a device failed: {error!r}", error)
+
+    def _serve(self, lapic: Lapic) -> None:
+        """Run and rest, until the end or an error of ours."""
+        events = self.events
         retry = RETRY_BLOCKS
         while not self._quit:
             if self.state is not RunState.RUNNING:
@@ -163,7 +174,8 @@ class Runner:
             if self._halted:
                 events.dispatch(None)
             elif waiting:
-                self._run(retry)
+                self._run(1 if self._after_exception or self.cpu.put_off_at is not None else retry)
+                self._after_exception = max(0, self._after_exception - 1)
                 retry = min(2 * retry, RETRY_LIMIT)
             else:
                 self._run(0 if self._watched else UNWATCHED_BLOCKS)
@@ -227,9 +239,13 @@ class Runner:
         else:
             assert target is not None
             self._pc = target
+            # A guest that only takes exceptions has its interrupts off whenever a run ends: look at each block.
+            self._after_exception = LOOKS_AFTER_EXCEPTION
+        self.events.dispatch(0)
 
     def _triple_fault(self, fault: TripleFaultError) -> None:
-        log.warning("guest: triple fault at %#x: %s", self._pc, fault)
+        assert self._machine is not None
+        self._machine.guest_error("triple fault", f"at {self._pc:#x}: {fault}")
         self._on_guest_reset()
 
     def _broken(self, reason: str, cause: BaseException | None) -> None:

@@ -59,8 +59,8 @@ class SharedMemory:
     def create_memfd(cls, size_bytes: int, name: str = "ivshmem") -> Self:
         """Make nameless memory that nobody can resize and only this user can reopen.
 
-        Sealed against shrinking and growing (memfd_create(2)), so that no peer can turn
-        another's access into SIGBUS. Not limited by the size of ``/dev/shm``.
+        Sealed against shrinking and growing (memfd_create(2)), so that no peer can turn another's access
+        into SIGBUS, or the size into one that no BAR can show. Not limited by the size of ``/dev/shm``.
 
         Raises
         ------
@@ -78,7 +78,8 @@ class SharedMemory:
             try:
                 os.ftruncate(fd, size_bytes)
                 os.fchmod(fd, _MODE)
-                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+                # Neither its size nor its seals change any more: a peer could make it unusable for newcomers.
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             except (OSError, OverflowError) as error:
                 raise SharedMemoryError(f"cannot make a memfd of {format_size(size_bytes)}: {error}") from error
             return cls(fd, size_bytes, "memfd", name)

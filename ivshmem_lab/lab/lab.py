@@ -62,6 +62,7 @@ class Lab:
         self._members: dict[str, LabServer | LabVm | Peer | None] = {}  # None: the name is being taken
         self._peer_servers: dict[str, LabServer] = {}
         self._lock = threading.Lock()
+        self._making = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
         self._finished = False
@@ -230,6 +231,8 @@ class Lab:
             if self._finished:
                 return
             try:
+                with self._making:
+                    pass  # who is being made now is finished, and ended with the others
                 for member in list(self._members.values()):
                     if isinstance(member, Peer):
                         member.close()
@@ -291,19 +294,21 @@ class Lab:
 
     @contextlib.contextmanager
     def _taking(self, name: str) -> Iterator[None]:
-        """Hold a name while its member is made; free it again when that fails."""
-        with self._lock:
-            holder = self._members.get(name)
-            if name in self._members and not (isinstance(holder, Peer) and holder.closed):
-                what = {LabServer: "a server", LabVm: "a VM", Peer: "a peer"}.get(type(holder), "being made")
-                raise UsageError(f"the name {name!r} is taken ({what}); close it first, or choose another")
-            self._members[name] = None
-        try:
-            yield
-        except BaseException:
+        """Hold a name while its member is made; free it again when that fails. `close` waits for the making."""
+        with self._making:
+            self.require_open(f"{name!r}")
             with self._lock:
-                del self._members[name]
-            raise
+                holder = self._members.get(name)
+                if name in self._members and not (isinstance(holder, Peer) and holder.closed):
+                    what = {LabServer: "a server", LabVm: "a VM", Peer: "a peer"}.get(type(holder), "being made")
+                    raise UsageError(f"the name {name!r} is taken ({what}); close it first, or choose another")
+                self._members[name] = None
+            try:
+                yield
+            except BaseException:
+                with self._lock:
+                    del self._members[name]
+                raise
 
     async def _start(self) -> None:
         machines = [member for member in self._members.values() if isinstance(member, LabVm)]

@@ -67,24 +67,31 @@ class LabLoop:
         tasks: list[asyncio.Task[_T]] = []
 
         def begin() -> None:
+            if tasks or result.done():
+                return
             tasks.append(asyncio.ensure_future(_limited(work, timeout_s)))
             tasks[0].add_done_callback(lambda done: self._hand_over(done, work, result))
 
         def cancel() -> None:
+            begin()  # it may not have been handed over yet
             tasks[0].cancel()
 
-        with self._lock:
-            if self._ended:
-                work.close()
-                raise LabError("the lab is closed: its thread has ended")
-            self._waiting[result] = work
-            self._loop.call_soon_threadsafe(begin)
         try:
+            with self._lock:
+                if self._ended:
+                    work.close()
+                    raise LabError("the lab is closed: its thread has ended")
+                self._waiting[result] = work
+                self._loop.call_soon_threadsafe(begin)
             return result.result()
         except KeyboardInterrupt:
+            # It can come at any line above, also before the work was handed over.
             with self._lock:
-                if not self._ended and not finish:
-                    self._loop.call_soon_threadsafe(cancel)
+                if result not in self._waiting and not result.done():
+                    work.close()
+                    raise
+                if not self._ended and not result.done():
+                    self._loop.call_soon_threadsafe(begin if finish else cancel)
             result.exception()
             raise
 

@@ -21,8 +21,10 @@ import select
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
+LAST_LOOKS, LAST_LOOK_S = 50, 0.1
 TOKEN_VARIABLE = "IVSHMEM_LAB_TOKEN"
 
 
@@ -130,6 +132,26 @@ def main() -> None:
     inventory = Inventory()
     _watch(lab_pid, inventory)
     inventory.remove(token, directory)
+    # A process that the lab was just starting holds the pipe until it runs its program, and shows its
+    # environment a moment after that. Others may hold the pipe for ever: they are not waited for.
+    for _ in range(LAST_LOOKS):
+        at_end = _pipe_ends(LAST_LOOK_S)
+        inventory.remove(token, directory)
+        if at_end:
+            time.sleep(LAST_LOOK_S)
+            inventory.remove(token, directory)
+            return
+
+
+def _pipe_ends(timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    if not poll.poll(timeout_s * 1000):
+        return False
+    try:
+        return not os.read(0, 65536)
+    except BlockingIOError:
+        return False
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ class Board:
         self._memory: list[Mapping] = []
         self._links: dict[PciFunction, Link] = {}
         self._bars: dict[tuple[PciFunction, int], Mapping | Range] = {}
+        self._covered: dict[tuple[PciFunction, int], MapBar] = {}
+        """BARs that lie over other memory, and appear when that goes."""
         if has_lapic and not self._add_mmio(Range(lapic.BASE, lapic.SIZE, self.lapic.read, self.lapic.write)):
             raise DeviceError(f"there is memory at {lapic.BASE:#x}, where the local APIC belongs")
 
@@ -188,9 +190,17 @@ class Board:
         return True
 
     def _show(self, function: PciFunction, effect: MapBar) -> None:
+        if not self._place(function, effect):
+            self._covered[function, effect.bar] = effect
+            self.guest_error(
+                "BAR over other memory", f"{function.name} BAR {effect.bar} at {effect.address:#x} stays hidden"
+            )
+
+    def _place(self, function: PciFunction, effect: MapBar) -> bool:
+        """Put a BAR where it belongs; False when something else is there."""
         bar, address = function.bars[effect.bar], effect.address
         if bar.is_io or address is None:
-            return
+            return True
         shown: Mapping | Range
         if effect.bar == MEMORY_BAR and function in self._links:
             shown = Mapping(address, bar.size_bytes, self._links[function].memory)
@@ -205,17 +215,22 @@ class Board:
             placed = self._add_mmio(shown)
         if placed:
             self._bars[function, effect.bar] = shown
-        else:
-            self.guest_error("BAR over other memory", f"{function.name} BAR {effect.bar} at {address:#x} stays hidden")
+        return placed
 
     def _hide(self, function: PciFunction, bar: int) -> None:
+        self._covered.pop((function, bar), None)
         shown = self._bars.pop((function, bar), None)
+        if shown is None:
+            return
         if isinstance(shown, Mapping):
             self._memory.remove(shown)
             self.cpu.unmap(shown.address, shown.size)
-        elif shown is not None:
+        else:
             for address in self.mmio.remove(shown):
                 self.cpu.unmap(address, PAGE_BYTES)
+        for key, effect in list(self._covered.items()):
+            if self._place(key[0], effect):
+                del self._covered[key]
 
     def bar_is_visible(self, function: PciFunction, bar: int) -> bool:
         """Tell whether the CPU sees a BAR now."""

@@ -1,7 +1,7 @@
 """Two address spaces: memory-mapped registers and I/O ports.
 
 What nobody answers reads as all ones, as on a PC whose bus ends a cycle with a master abort
-(PCI 3.0, section 3.3.3.1); it is counted.
+(PCI 3.0, section 3.3.3.1).
 """
 
 from __future__ import annotations
@@ -42,13 +42,10 @@ class PortBus:
     """I/O ports."""
 
     def __init__(self) -> None:
-        self._ranges: list[Range] = []
         self._by_port: dict[int, Range] = {}
-        self.unanswered = 0
 
     def add(self, ports: Range) -> None:
         """Answer a range of ports."""
-        self._ranges.append(ports)
         self._by_port.update(dict.fromkeys(range(ports.start, ports.end), ports))
 
     def answers(self, port: int) -> bool:
@@ -59,17 +56,14 @@ class PortBus:
         """Carry out IN."""
         ports = self._by_port.get(port)
         if ports is None:
-            self.unanswered += 1
             return ones(size)
         return ports.read(port - ports.start, size) & ones(size)
 
     def write(self, port: int, size: int, value: int) -> None:
         """Carry out OUT."""
         ports = self._by_port.get(port)
-        if ports is None:
-            self.unanswered += 1
-            return
-        ports.write(port - ports.start, size, value & ones(size))
+        if ports is not None:
+            ports.write(port - ports.start, size, value & ones(size))
 
 
 class MmioBus:

@@ -17,7 +17,7 @@ WINDOW_START = 0xC0000000
 WINDOW_END = 0xFEC00000
 """Where a PC has PCI memory below 4 GiB: above RAM, below the I/O APIC."""
 HIGH_START = 1 << 32
-IO_START = 0xC000
+IO_START, IO_END = 0xC000, 0x10000
 PM_INTERRUPT_LINE = 9
 
 
@@ -33,7 +33,10 @@ class Allocator:
     def address(self, bar: Bar) -> int | None:
         """Return an aligned address for a BAR, or None when there is no room for it."""
         if bar.is_io:
-            self._io, address = self._io + max(bar.size_bytes, 16), self._io
+            address = -(-self._io // bar.size_bytes) * bar.size_bytes
+            if address + bar.size_bytes > IO_END:
+                return None
+            self._io = address + bar.size_bytes
             return address
         address = self._top - bar.size_bytes & -bar.size_bytes
         if address >= self._start:

@@ -57,10 +57,6 @@ class PciBus:
         """Return the lowest slot without a function 0, or None when the bus is full."""
         return next((slot for slot in range(SLOTS) if (slot, 0) not in self._functions), None)
 
-    def slot_of(self, function: PciFunction) -> int:
-        """Return the slot in which a function sits."""
-        return next(slot for (slot, _), other in self._functions.items() if other is function)
-
     def __iter__(self) -> Iterator[tuple[int, int, PciFunction]]:
         """Yield (slot, function number, function), in bus order."""
         for (slot, number), function in sorted(self._functions.items(), key=lambda item: item[0]):

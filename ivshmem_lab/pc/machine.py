@@ -31,6 +31,8 @@ class Hooks:
     """A byte left the serial port."""
     transmitter_ready: Callable[[], bool] = lambda: True
     """Tells whether the serial port's other end takes more."""
+    receiver_ready: Callable[[], None] = lambda: None
+    """The guest has read what was typed, and more was refused before."""
     debug_exit: Callable[[int], None] = lambda status: None
     """The guest ended the machine, with this exit status (1, 3, 5, …)."""
     device_deleted: Callable[[str, Ivshmem], None] = lambda device_id, device: None
@@ -85,7 +87,7 @@ class Machine(Board):
         self.hooks = hooks or Hooks()
         self.peripherals: dict[str, Peripheral] = {}
         """Plugged devices by id."""
-        self.uart = uart.Uart(self.hooks.transmit, self.hooks.transmitter_ready)
+        self.uart = uart.Uart(self.hooks.transmit, self.hooks.transmitter_ready, self.hooks.receiver_ready)
         self.hotplug = acpi_hotplug.AcpiHotplug(self._ejected, self._removable)
         for slot, number, function in chipset():
             self.pci.plug(function, slot, number)

@@ -6,6 +6,7 @@ System V ABI, chapter 4 (object files).
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 
@@ -101,6 +102,8 @@ def parse(image: bytes, name: str, command_line: str) -> Kernel:
             continue
         if offset + file_size > len(image):
             raise GuestError(f"kernel {name!r} is cut off: segment {index} lies behind its end")
+        if file_size > size:
+            raise GuestError(f"kernel {name!r} is damaged: segment {index} has {file_size} bytes for {size} of memory")
         segments.append(Segment(address, image[offset : offset + file_size], size))
     if not segments:
         raise GuestError(f"kernel {name!r} has nothing to load; {wanted}")
@@ -109,7 +112,7 @@ def parse(image: bytes, name: str, command_line: str) -> Kernel:
 
 def information(kernel: Kernel, ram_bytes: int) -> bytes:
     """Build the boot information as it lies at `INFO_ADDRESS`: memory sizes, command line, memory map."""
-    text = kernel.command_line.encode() + b"\0"
+    text = os.fsencode(kernel.command_line) + b"\0"
     text_address = INFO_ADDRESS + 128
     map_address = text_address + (len(text) + 7) // 8 * 8
     ranges = [(0, 640 * KIB), (MIB, ram_bytes - MIB)]
@@ -135,8 +138,8 @@ def check_fit(kernel: Kernel, name: str, ram_bytes: int) -> None:
                 f"from {INFO_LIMIT:#x} to {ram_bytes:#x} (-m {format_size(ram_bytes)})"
             )
     room = INFO_LIMIT - INFO_ADDRESS - 256
-    if len(kernel.command_line.encode()) > room:
-        raise GuestError(f"the kernel's command line has {len(kernel.command_line.encode())} bytes; {room} fit")
+    if len(os.fsencode(kernel.command_line)) > room:
+        raise GuestError(f"the kernel's command line has {len(os.fsencode(kernel.command_line))} bytes; {room} fit")
 
 
 def load(kernel: Kernel, ram: memoryview) -> Start:

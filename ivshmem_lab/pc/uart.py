@@ -30,11 +30,20 @@ class Uart:
     ready
         Tells whether the other end takes more; while it does not, the transmitter reads as busy,
         so that a slow reader slows the guest instead of losing its words.
+    room
+        Called when there is room again for what `receive` did not take.
     """
 
-    def __init__(self, transmit: Callable[[int], None], ready: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        transmit: Callable[[int], None],
+        ready: Callable[[], bool] = lambda: True,
+        room: Callable[[], None] = lambda: None,
+    ) -> None:
         self._transmit = transmit
         self._ready = ready
+        self._room = room
+        self._refused = False
         self._input: deque[int] = deque()
         self._registers = bytearray(PORTS)
         self._divisor = bytearray(b"\x0c\x00")
@@ -43,11 +52,18 @@ class Uart:
         """Take bytes for the guest; returns how many fitted."""
         room = INPUT_LIMIT - len(self._input)
         self._input.extend(data[:room])
+        self._refused = len(data) > room
         return min(room, len(data))
+
+    def _make_room(self) -> None:
+        if self._refused and not self._input:
+            self._refused = False
+            self._room()
 
     def reset(self) -> None:
         """Return to power-on; what was typed and not read is gone."""
         self._input.clear()
+        self._make_room()
         self._registers = bytearray(PORTS)
         self._divisor = bytearray(b"\x0c\x00")
 
@@ -58,7 +74,9 @@ class Uart:
         if latch and offset in (DATA, IER):
             return self._divisor[offset]
         if offset == DATA:
-            return self._input.popleft() if self._input else 0
+            byte = self._input.popleft() if self._input else 0
+            self._make_room()
+            return byte
         if offset == FIFO:
             return 0x01
         if offset == LINE_STATUS:

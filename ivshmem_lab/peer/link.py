@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import select
-import socket
-import struct
 from typing import TYPE_CHECKING, Self
 
 from ..errors import PeerError, RemoteProtocolError
 from ..ipc.eventfd import EventFd, is_eventfd
 from ..ipc.fdpass import close_all, receive_message
 from ..ipc.memory import SharedMemory
+from ..ipc.sockets import connect_unix
 from ..wire.client import ClientProtocol, MemoryArrived, PeerLeft, VectorAdded
 
 if TYPE_CHECKING:
+    import socket
+
     from ..wire.client import Event
 
 _READ_BYTES = 4096
-_TURN_READS = 4096  # a server that never stops talking does not keep a caller for ever
-_TIMEVAL = struct.Struct("ll")
+_TURN_READS = 64  # a server that never stops talking does not keep a caller for ever
 
 
 class Link:
@@ -68,18 +68,13 @@ class Link:
         PeerError
             When nobody accepts there in time.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            micros = max(1, int(timeout_s * 1e6))
-            # a full backlog blocks connect(2) for as long as a send may block (unix(7), SO_SNDTIMEO)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(micros, 1_000_000)))
-            sock.connect(path)
-            sock.setblocking(False)
+            sock = connect_unix(path, timeout_s)
         except OSError as error:
-            sock.close()
             raise PeerError(
                 f"no ivshmem server answers on {path!r}: {error.strerror}; start one with: ivshmem-server -F -S {path}"
             ) from error
+        sock.setblocking(False)
         return cls(sock, news)
 
     @property

@@ -77,12 +77,12 @@ def _bind(sock: socket.socket, path: str) -> None:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise UsageError(f"no socket can be made at {path!r}: {error.strerror}; choose another path") from error
-        _remove_stale(path)
         try:
+            _remove_stale(path)
             sock.bind(path)
         except OSError as again:
             raise ServerError(
-                f"no socket can be made at {path!r}: {again.strerror}; another program was faster"
+                f"no socket can be made at {path!r}: {again.strerror}; another program was faster, or it is not ours to replace"
             ) from again
 
 

@@ -1,0 +1,1 @@
+"""Figures: an Axes goes in, an Axes comes out; nothing here needs a display."""
