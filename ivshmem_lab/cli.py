@@ -171,7 +171,7 @@ def _other(words: Sequence[str]) -> int:
         raise UsageError(f"there are the measurements {' and '.join(_BENCHES)}; {given}; see {PROGRAM} bench --help")
     from .bench import channel, server
 
-    return {"server": server, "channel": channel}[words[1]].main(words[2:])
+    return server.main(words[2:]) if words[1] == "server" else channel.main(words[2:])
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

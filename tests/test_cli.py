@@ -12,7 +12,10 @@ from ivshmem_lab import __version__
 from ivshmem_lab.cli import main
 
 WRONG_CALLS = {
-    "": "no command is given; there is demo",
+    "": "no command is given; there are demo, trace and bench",
+    "bench": "server and channel; none is given",
+    "bench nope": "'nope' is none of them",
+    "trace nowhere.jsonl": "nowhere.jsonl",
     "frobnicate": "invalid choice: 'frobnicate'",
     "demo --frobnicate": "unrecognized arguments: --frobnicate",
     "demo --round 5": "unrecognized arguments: --round 5",  # no abbreviations: they break with the next option

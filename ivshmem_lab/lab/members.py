@@ -69,7 +69,8 @@ class LabServer:
     def __init__(self, home: Home, name: str, path: str, memory: SharedMemory, vectors: int) -> None:
         self._home = home
         self._shared = memory
-        self._server = Server(path, memory, vectors)
+        # A lab may hold real QEMU at any time, which dies of what other peers do (Server, "shield").
+        self._server = Server(path, memory, vectors, shield_qemu=True)
         self.name = name
         self.path = path
         self.size_bytes = memory.size_bytes
