@@ -36,6 +36,22 @@ def poll_timeout_ms(deadline: float | None) -> int | None:
     return max(0, min(math.ceil((deadline - time.monotonic()) * 1000), 2**31 - 1))
 
 
+def take(fd: int) -> int:
+    """Read and clear an eventfd's counter; 0 when it is empty. Never waits, whatever the file's flags say.
+
+    Real QEMU makes the shared open file a blocking one for a moment while it joins (7.2, when it takes passed
+    descriptors), so an empty counter is not read. There may be one reader only.
+    """
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    if not poller.poll(0):
+        return 0
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
 class EventFd:
     """An eventfd; owns its descriptor and makes it non-blocking."""
 
@@ -69,10 +85,7 @@ class EventFd:
 
     def take(self) -> int:
         """Return how often it was rung since the last time, and start again at 0."""
-        try:
-            return os.eventfd_read(self._fd)
-        except BlockingIOError:
-            return 0
+        return take(self._fd)
 
     def wait(self, timeout_s: float | None = None) -> int:
         """Wait until it is rung and take the count; 0 when the time is over (None: no limit)."""

@@ -53,7 +53,9 @@ class Core:
         # out of the dictionary first, and looks at the list then.
         self._fds: dict[tuple[int, int], int] = {}  # vectors that were rung before
         self._touching: list[None] = []
-        self._ways: dict[int, tuple[Callable[[float | None, int], object], int]] = {}  # vectors that were waited for
+        self._ways: dict[
+            int, tuple[Callable[[float | None, int], list[tuple[int, int]]], int]
+        ] = {}  # vectors that were waited for
         self._polling: list[None] = []
         self._retired: list[Link] = []  # links to close when nobody polls
         self._closed = False

@@ -241,8 +241,9 @@ class Peer(AsyncPeer):
         try:
             # The short way, without locks: a round trip is six system calls and little else.
             poll, fd = self._ways[vector]
-            poll(timeout_s if timeout_s is None or timeout_s >= 0 else 0, 1)
-            return eventfd_read(fd)
+            for ready, _ in poll(timeout_s if timeout_s is None or timeout_s >= 0 else 0, 1):
+                if ready == fd:  # else it would wait where QEMU has just made the eventfd a blocking one
+                    return eventfd_read(fd)
         except (KeyError, BlockingIOError):  # first time, or reconnecting; or not woken by an interrupt
             pass
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..ipc.eventfd import take
 from ..ipc.parcels import Parcel
 from ..wire.messages import MESSAGE_BYTES, encode
 
@@ -50,7 +51,4 @@ def new_eventfd() -> SharedFd:
 
 def drain_eventfd(fd: SharedFd) -> int:
     """Set an interrupt line's counter to 0; return what it was."""
-    try:
-        return os.eventfd_read(fd.fd)
-    except BlockingIOError:
-        return 0
+    return take(fd.fd)

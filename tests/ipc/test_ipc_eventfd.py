@@ -88,3 +88,11 @@ def test_is_eventfd_knows_the_difference() -> None:
         assert is_eventfd(event.fileno())
         assert not is_eventfd(other.fileno())
     assert not is_eventfd(-1)
+
+
+def test_an_empty_counter_that_somebody_made_blocking_is_not_waited_for() -> None:
+    with EventFd.create() as line:
+        os.set_blocking(line.fileno(), True)  # as real QEMU does for a moment when it joins
+        assert line.take() == 0
+        line.ring()
+        assert line.take() == 1

@@ -228,3 +228,14 @@ def test_nobody_listening_is_said_with_the_remedy(tmp_path: Path) -> None:
         Peer.connect(tmp_path / "s")
     with pytest.raises(UsageError, match="1 to 107"):
         Peer.connect("x" * 108)
+
+
+def test_waiting_ends_in_time_where_qemu_has_just_made_the_eventfd_a_blocking_one(tmp_path: Path) -> None:
+    with served(tmp_path / "s"), Peer.connect(tmp_path / "s") as alice:
+        assert alice.wait(timeout_s=0.01) == 0  # the short way is known from here on
+        os.set_blocking(alice.vector_fd(0), True)
+        assert alice.wait(timeout_s=0.02) == 0
+        with Peer.connect(tmp_path / "s") as bob:  # news of the server, but no interrupt
+            assert alice.wait(timeout_s=0.05) == 0
+            bob.ring(alice.peer_id)
+            assert alice.wait(timeout_s=LIMIT_S) == 1
