@@ -55,8 +55,10 @@ def test_orphan():
     started = subprocess.run(["sh", "-c", "setsid sleep 20 >&2 & echo $!"], stdout=subprocess.PIPE, check=True)
     kept.append(int(started.stdout))
     # A process has no environment to be known by until its program runs.
-    while not open(f"/proc/{kept[-1]}/cmdline", "rb").read().startswith(b"sleep"):
-        pass
+    words = b""
+    while not words.startswith(b"sleep"):
+        with open(f"/proc/{kept[-1]}/cmdline", "rb") as line:
+            words = line.read()
 
 def test_shared_memory():
     posix_ipc.SharedMemory("/ivshmem-test-NAME", posix_ipc.O_CREX, size=4096).close_fd()
