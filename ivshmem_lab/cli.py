@@ -31,6 +31,7 @@ example:
 Exit status: 0 done, 1 failed, 2 wrong call, 130 interrupted."""
 
 _OTHERS = {
+    "translate": "turn a QEMU command line with the legacy ivshmem device into one for today's QEMU",
     "trace": "draw what `ivshmem-server --trace FILE` recorded as a swim-lane, or replay it",
     "bench": "measure in one run: `bench server` (joining peers), `bench channel` (messages between two processes)",
 }
@@ -157,6 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _other(words: Sequence[str]) -> int:
     """Run a command that reads its arguments itself."""
+    if words[0] == "translate":
+        from . import translate
+
+        return translate.main(words[1:])
     if words[0] == "trace":
         from . import trace
 
@@ -204,7 +209,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress on the terminal")
     options = parser.parse_args(argv)
     if options.command is None:
-        raise UsageError(f"no command is given; there are demo, {' and '.join(_OTHERS)}; see {PROGRAM} --help")
+        raise UsageError(f"no command is given; there are {', '.join(['demo', *_OTHERS])}; see {PROGRAM} --help")
     return options
 
 

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parent.parent / "ivshmem_lab"
 
 ORDER = [
-    *("errors", "units"),
+    *("errors", "units", "keyval"),
     *("wire", "device", "pc", "topology", "stats"),
     *("ipc", "server", "peer", "trace", "emulator", "vm", "guests"),
     *("lab", "bench", "plots", "widgets"),
-    *("demo", "doctor", "magics", "cli", "__main__"),
+    *("demo", "doctor", "magics", "translate", "cli", "__main__"),
 ]
 """A room imports only from rooms before it."""
 
-FLOOR = {"errors", "units"}
+FLOOR = {"errors", "units", "keyval"}
 NARROWER = {
     "wire": FLOOR,
     "device": FLOOR,
@@ -40,7 +40,7 @@ NARROWER = {
 }
 """Rooms that may import less than everything before them."""
 
-PURE = ["errors", "units", "wire", "device", "pc", "topology", "stats"]
+PURE = ["errors", "units", "keyval", "wire", "device", "pc", "topology", "stats"]
 EFFECTS = {"asyncio", "fcntl", "mmap", "multiprocessing", "selectors", "signal", "socket", "subprocess", "threading"}
 HEAVY = ["IPython", "anywidget", "ipywidgets", "matplotlib", "numpy", "posix_ipc", "qemu", "unicorn", "yaml", "zmq"]
 MOST_LINES = 400

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from ..errors import SharedMemoryError
 from ..ipc.memory import SharedMemory
+from ..keyval import parse_switch
 from ..units import PAGE_BYTES, format_size, parse_size
-from .options import parse_switch
 from .qmp import QmpError
 
 KINDS = ("memory-backend-file", "memory-backend-memfd", "memory-backend-ram")

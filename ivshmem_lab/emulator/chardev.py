@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ..errors import UsageError, VmError
 from ..ipc.runtime_dir import check_socket_path
 from ..ipc.sockets import bind_unix, connect_unix
-from .options import parse_switch
+from ..keyval import parse_switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

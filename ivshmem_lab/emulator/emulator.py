@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..device.ivshmem import Ivshmem
 from ..device.msix import MAX_VECTORS
 from ..errors import DeviceError, GuestError, VmError
+from ..keyval import parse_switch
 from ..pc import multiboot
 from ..pc.machine import Hooks, Machine
 from ..units import check_memory_size
@@ -21,7 +22,6 @@ from .backends import MemoryBackend, anonymous_memory, open_backend
 from .chardev import Chardev, SerialLine, open_chardev
 from .cpu import UnicornCpu
 from .link import MemoryLink, ServerLink
-from .options import Options, parse_switch
 from .properties import check_identifier, check_names, named, number, slot_number
 from .qmp import DEVICE_NOT_FOUND, QmpError
 from .runner import Runner, RunState
@@ -29,6 +29,8 @@ from .runner import Runner, RunState
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
+
+    from .options import Options
 
 log = logging.getLogger("ivshmem_lab.emulator")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..keyval import split_pairs
 from ..units import GIB, MIB, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -43,42 +44,6 @@ class Options:
     """Ids of the character devices that speak QMP."""
     help: bool = False
     version: bool = False
-
-
-def split_pairs(text: str, first_key: str, what: str) -> dict[str, str]:
-    """Split ``a=1,b=2``; a leading word without ``=`` is the value of `first_key`.
-
-    >>> split_pairs("ivshmem-plain,memdev=m", "driver", "-device")
-    {'driver': 'ivshmem-plain', 'memdev': 'm'}
-    >>> split_pairs("file,id=c,path=/tmp/a,,b", "backend", "-chardev")
-    {'backend': 'file', 'id': 'c', 'path': '/tmp/a,b'}
-
-    Raises
-    ------
-    UsageError
-        When a key is empty or given twice.
-    """
-    pairs: dict[str, str] = {}
-    for index, part in enumerate(text.replace(",,", "\0").split(",")):
-        key, equals, value = part.replace("\0", ",").partition("=")
-        if not equals:
-            # As in QEMU, a bare word that is not the first is a switch.
-            key, value = (first_key, key) if index == 0 and first_key else (key, "on")
-        if not key:
-            raise UsageError(f"{what} {text}: empty name before {part!r}; write name=value,name=value")
-        if key in pairs:
-            raise UsageError(f"{what} {text}: {key!r} is given twice")
-        pairs[key] = value
-    return pairs
-
-
-def parse_switch(value: str, what: str) -> bool:
-    """Read ``on`` or ``off``."""
-    if value in ("on", "yes", "true", "y"):
-        return True
-    if value in ("off", "no", "false", "n"):
-        return False
-    raise UsageError(f"{what}: {value!r} is neither on nor off")
 
 
 class _Parser:

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..errors import IvshmemLabError, UsageError, VmError
+from ..keyval import join_pairs
 from .qmp import QmpError
 
 if TYPE_CHECKING:
@@ -74,6 +75,5 @@ def named(option: str, properties: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except IvshmemLabError as error:
-        text = ",".join(f"{name}={value.replace(',', ',,')}" for name, value in properties.items())
         kind = VmError if isinstance(error, VmError) else UsageError
-        raise kind(f"{option} {text}: {error}") from error
+        raise kind(f"{option} {join_pairs(properties.items())}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..keyval import escape
 from ..units import MIB
 
 DEBUG_EXIT_PORT = 0xF4
@@ -63,7 +64,7 @@ class Machine:
         >>> " ".join(Machine("alice").options(3, 4)[:8])
         '-name alice -nodefaults -no-user-config -display none -machine pc'
         """
-        options = ["-name", _escape(self.name), "-nodefaults", "-no-user-config", "-display", "none"]
+        options = ["-name", escape(self.name), "-nodefaults", "-no-user-config", "-display", "none"]
         options += ["-machine", "pc", "-accel", "tcg", "-m", f"{self.memory_bytes // MIB}M"]
         if self.kernel is not None:
             options += ["-kernel", self.kernel]
@@ -73,12 +74,7 @@ class Machine:
         options += ["-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"]
         options += ["-device", f"isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=0x04"]
         for number, connection in enumerate(self.connections):
-            options += ["-chardev", f"socket,id=ivs{number},path={_escape(connection.path)}"]
+            options += ["-chardev", f"socket,id=ivs{number},path={escape(connection.path)}"]
             device = f"ivshmem-doorbell,id=ivshmem{number},chardev=ivs{number},vectors={connection.vectors}"
             options += ["-device", device]
         return [*options, "-S"]
-
-
-def _escape(value: str) -> str:
-    """Write a value inside an option: a comma is doubled."""
-    return value.replace(",", ",,")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ivshmem_lab.emulator.cli import main
-from ivshmem_lab.emulator.options import parse_arguments, split_pairs
-from ivshmem_lab.errors import UsageError
+from ivshmem_lab.emulator.options import parse_arguments
 from ivshmem_lab.guests import guest_path
 
 if TYPE_CHECKING:
@@ -58,22 +57,6 @@ def test_everything_at_once() -> None:
 def test_memory_sizes(text: str, size_bytes: int) -> None:
     assert parse_arguments(["-m", text]).memory_bytes == size_bytes
     assert parse_arguments(["--m", text]).memory_bytes == size_bytes
-
-
-def test_pairs_may_hold_commas_and_switches() -> None:
-    assert split_pairs("socket,id=a,,b,server,wait=off", "backend", "-chardev") == {
-        "backend": "socket",
-        "id": "a,b",
-        "server": "on",
-        "wait": "off",
-    }
-    assert split_pairs("file,id=c,path=a=b", "backend", "-chardev")["path"] == "a=b"
-
-
-@pytest.mark.parametrize("text", ["", ",", "a=1,a=2", "=1", "a,=1"])
-def test_pairs_without_a_name_or_with_one_twice_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"-device {text}")):
-        split_pairs(text, "", "-device")
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
