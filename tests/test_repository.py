@@ -91,6 +91,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: set[str]) -> None:
         r"ivshmem_lab/guests/.*probe\.elf",
         r"ivshmem_lab/guests/.*pingpong\.elf",
         r"ivshmem_lab/guests/.*stream\.elf",
+        r"ivshmem_lab/guests/.*echo\.elf",
         r"ivshmem_lab/guests/.*\.json",
         r"ivshmem_lab/guests/.*\.c",
         r"ivshmem_lab/guests/.*\.S",

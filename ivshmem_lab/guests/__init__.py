@@ -1,7 +1,8 @@
 """Guest programs: one 32-bit multiboot ELF each, that runs unchanged on QEMU and on our emulator.
 
 ``probe`` prints the PCI bus and every register of every ivshmem device, ``pingpong`` answers and
-times interrupts, ``stream`` moves bytes through a ring. Their sources and options are in ``src/``;
+times interrupts, ``stream`` moves bytes through a ring, ``echo`` answers the messages of a channel
+(:mod:`ivshmem_lab.peer.channel`, ``src/channel.h``). Their sources and options are in ``src/``;
 the host's side of what they keep in shared memory is in :mod:`ivshmem_lab.guests.exchange`.
 """
 
@@ -20,7 +21,7 @@ def available() -> list[str]:
     """Name the prebuilt guest programs, sorted.
 
     >>> available()
-    ['pingpong', 'probe', 'stream']
+    ['echo', 'pingpong', 'probe', 'stream']
     """
     return sorted(elf.stem for elf in _PREBUILT.glob("*.elf"))
 

@@ -23,7 +23,7 @@ SOURCES = Path(__file__).parent / "src"
 PREBUILT = Path(__file__).parent / "elf"
 MANIFEST = PREBUILT / "manifest.json"
 
-PROGRAMS = ("probe", "pingpong", "stream")
+PROGRAMS = ("probe", "pingpong", "stream", "echo")
 
 FLAGS = (
     *("-m32", "-march=i686", "-msse2", "-O2", "-Wall", "-Wextra"),
@@ -33,7 +33,7 @@ FLAGS = (
 """A libgcc for 32 bits is often not installed: the programs need none."""
 
 _RUNTIME = ("start.S", "runtime.c", "pci.c", "ivshmem.c")
-_READ_TOO = ("link.ld", "runtime.h", "pci.h", "ivshmem.h", "exchange.h")
+_READ_TOO = ("link.ld", "runtime.h", "pci.h", "ivshmem.h", "exchange.h", "channel.h")
 _BUILD_TIMEOUT_S = 60.0
 
 

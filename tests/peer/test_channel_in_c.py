@@ -59,6 +59,10 @@ def test_the_header_compiles_for_guests_and_beside_their_own_headers(tmp_path: P
     gcc("-m32", "-ffreestanding", *freestanding, "-c", str(source), "-o", str(tmp_path / "guest.o"))
 
 
+def test_the_header_is_plain_c99_for_programs_on_linux_too(tmp_path: Path) -> None:
+    gcc("-std=c99", "-pedantic", "-D_DEFAULT_SOURCE", str(HERE / "channel_host.c"), "-o", str(tmp_path / "c99"))
+
+
 def test_python_receives_what_c_sends(program: Path) -> None:
     with SharedMemory.create_memfd(SIZE) as memory:
         receiver = Receiver(memory.array(), 0, SIZE)

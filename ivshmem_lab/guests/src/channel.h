@@ -50,7 +50,8 @@ struct channel_record {
     volatile channel_u32 length, position, session, zero;
 };
 
-_Static_assert(sizeof(struct channel_area) == CHANNEL_HEADER, "two lines of 64 bytes");
+/* two lines of 64 bytes; C99 has no _Static_assert */
+typedef char channel_area_has_128_bytes[sizeof(struct channel_area) == CHANNEL_HEADER ? 1 : -1];
 
 enum channel_error {
     CHANNEL_OK,
