@@ -12,6 +12,8 @@ The doorbell's vector has 16 bits here, as the specification says (QEMU's slow p
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import DeviceError
 from ..units import check_memory_size
 from .effects import Effects, RingDoorbell
@@ -180,6 +182,20 @@ class Ivshmem(PciFunction):
             control = int.from_bytes(self._config[MSIX_CONTROL : MSIX_CONTROL + 2], "little")
             return self._gate(self.msix.control_written(control))
         return ()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as plain values; id and peers are the server's to give."""
+        state = {**super().snapshot(), "int_mask": self.int_mask, "int_status": self.int_status}
+        return {**state, "msix": self.msix.snapshot()} if self.msix else state
+
+    def restore(self, state: dict[str, Any]) -> Effects:
+        """Take over what `snapshot` returned; vectors that pend and are not masked are sent."""
+        effects = super().restore(state)
+        self.int_mask, self.int_status = state["int_mask"] & 0xFFFFFFFF, state["int_status"] & 0xFFFFFFFF
+        if self.msix:
+            self.msix.restore(state["msix"])
+            effects += self._config_written(MSIX_CONTROL, 2)
+        return effects
 
     def reset(self) -> Effects:
         """Reset registers, MSI-X and configuration; id, peers and memory stay (QEMU 7.2)."""

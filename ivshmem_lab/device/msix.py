@@ -7,6 +7,8 @@ the BAR, pending bits at 0x800 for up to 128 vectors and at ``vectors * 16`` bey
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import DeviceError
 from .effects import Effects, SendMsi
 
@@ -56,6 +58,17 @@ class Msix:
         self._pending = 0
         self.enabled = False
         self.function_masked = False
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+        return {"table": bytes(self._table), "pending": self._pending}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `snapshot` returned."""
+        if len(state["table"]) != self.table_bytes:
+            raise DeviceError(f"MSI-X table of {len(state['table'])} bytes, and it has {self.table_bytes} here")
+        self._table[:] = state["table"]
+        self._pending = state["pending"] & (1 << self.vectors) - 1
 
     def capability(self) -> bytes:
         """Return the capability as it stands in configuration space at reset (12 bytes)."""

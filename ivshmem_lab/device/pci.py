@@ -7,7 +7,7 @@ Values and write masks that QEMU chooses were read from QEMU 7.2 (``-machine pc`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceError
 from ..units import is_power_of_two
@@ -159,6 +159,26 @@ class PciFunction:
     def config_bytes(self) -> bytes:
         """Return the whole configuration space, 256 bytes."""
         return bytes(self._config)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+        return {"config": bytes(self._config)}
+
+    def restore(self, state: dict[str, Any]) -> Effects:
+        """Take over what `snapshot` returned: only bits that a guest can write.
+
+        Raises
+        ------
+        DeviceError
+            When other bits differ.
+        """
+        config = state["config"]
+        for offset, (new, own, mask) in enumerate(zip(config, self._initial, self._mask, strict=True)):
+            if (new ^ own) & ~mask and offset not in (COMMAND, COMMAND + 1):
+                raise DeviceError(f"{self.name}: configuration byte {offset:#x} is {new:#x} there and {own:#x} here")
+        self._config[:] = config
+        self.command = int.from_bytes(self._config[COMMAND : COMMAND + 2], "little")
+        return self._remap()
 
     def read_config(self, offset: int, size: int) -> int:
         """Read `size` bytes (1, 2 or 4) at `offset`; beyond the end reads ones."""

@@ -104,18 +104,18 @@ def open_backend(properties: dict[str, str]) -> MemoryBackend:
 
 
 def anonymous_memory(size_bytes: int) -> mmap.mmap:
-    """Get memory that nobody else sees.
+    """Get memory that nobody else sees; a page that was only read costs nothing.
 
     Raises
     ------
     SharedMemoryError
         When the kernel refuses.
     """
-    return _mapped(-1, size_bytes)
+    return _mapped(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
-def _mapped(fd: int, size_bytes: int, access: int = mmap.ACCESS_DEFAULT) -> mmap.mmap:
+def _mapped(fd: int, size_bytes: int, **how: int) -> mmap.mmap:
     try:
-        return mmap.mmap(fd, size_bytes, access=access)
+        return mmap.mmap(fd, size_bytes, **how)
     except (OSError, OverflowError, ValueError) as error:
         raise SharedMemoryError(f"cannot set up guest memory of {format_size(size_bytes)}: {error}") from error

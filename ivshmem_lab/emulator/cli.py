@@ -34,6 +34,8 @@ machine
   -kernel FILE            32-bit multiboot ELF to start
   -append TEXT            its command line (after the file's path, as QEMU does)
   -S                      do not start; wait for QMP's cont
+  -incoming ADDRESS       take over another process's machine: unix:PATH, tcp:HOST:PORT, or defer (until migrate-incoming)
+  -only-migratable        refuse devices that cannot move
   -no-reboot              a guest that resets itself ends the machine
   -machine pc -accel tcg -cpu qemu64 -smp 1 -name NAME -display none
   -nodefaults -no-user-config

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..device.pci import SUBSYSTEM
 from .chardev import BACKENDS
+from .migration.state import carries_memory
 from .options import MACHINES
 from .qmp import DEVICE_NOT_FOUND, VERSION, Command, Json, QmpError, no_more, take
 from .runner import RunState
@@ -48,6 +49,7 @@ def commands(emulator: Emulator) -> dict[str, Command]:
         "qom-get": table.qom_get,
         "qom-list": table.qom_list,
         "quit": table.quit,
+        **emulator.migration.commands(),
     }
     table.names = ["qmp_capabilities", *handlers]
     return handlers
@@ -81,6 +83,10 @@ class _Commands:
         no_more(arguments)
         if self.emulator.state is RunState.INTERNAL_ERROR:
             raise QmpError("Resetting the Virtual Machine is required")
+        if self.emulator.state is RunState.FINISH_MIGRATE:
+            raise QmpError("Migration is not finalized yet")
+        if self.emulator.migration.start_on_arrival(start=True):
+            return {}
         if self.emulator.state is not RunState.RUNNING:
             await self.emulator.on_vcpu(self.emulator.runner.resume)
             self.emulator.emit("RESUME", None)
@@ -88,6 +94,7 @@ class _Commands:
 
     async def stop(self, arguments: Json) -> Json:
         no_more(arguments)
+        self.emulator.migration.start_on_arrival(start=False)
         if self.emulator.state is RunState.RUNNING:
             await self.emulator.on_vcpu(self.emulator.runner.pause)
             self.emulator.emit("STOP", None)
@@ -95,6 +102,9 @@ class _Commands:
 
     async def system_reset(self, arguments: Json) -> Json:
         no_more(arguments)
+        self.emulator.migration.check_idle("system_reset")
+        if self.emulator.state is RunState.INMIGRATE:
+            raise QmpError("Guest is waiting for an incoming migration")
 
         def reset() -> None:
             self.emulator.runner.reset()
@@ -114,12 +124,14 @@ class _Commands:
     # -- plugging ------------------------------------------------------------------------------------
 
     async def device_add(self, arguments: Json) -> Json:
+        self.emulator.migration.check_idle("device_add")
         await self.emulator.device_add(_texts(arguments))
         return {}
 
     async def device_del(self, arguments: Json) -> Json:
         device_id = take(arguments, "id", str)
         no_more(arguments)
+        self.emulator.migration.check_idle("device_del")
         await self.emulator.device_del(device_id)
         return {}
 
@@ -254,7 +266,7 @@ class _Commands:
             "addr": ("int32", plugged.slot << 3),
             "legacy-addr": ("str", f"{plugged.slot:02x}.0"),
             "parent_bus": ("link<bus>", "/machine/i440fx/pci.0"),
-            "master": ("OnOffAuto", pairs.get("master", "off")),
+            "master": ("OnOffAuto", "on" if carries_memory(pairs, plugged.device.peer_id) else "off"),
         }
         if plugged.device.msix is None:
             return {**node, "memdev": ("link<memory-backend>", f"/objects/{pairs['memdev']}")}

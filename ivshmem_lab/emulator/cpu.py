@@ -62,8 +62,8 @@ class UnicornCpu:
         native_hook: bool | None = None,
         on_kick: Callable[[], None] | None = None,
     ) -> None:
-        self._engine = uc.Engine(user_uc)
-        self._handle = self._engine.handle
+        self.engine = uc.Engine(user_uc)
+        self._handle = self.engine.handle
         self.failure: BaseException | None = None
         """The first exception of a callback: a fault of ours, never of the guest's."""
         self.exception: int | None = None
@@ -97,7 +97,7 @@ class UnicornCpu:
             native=native_hook,
         )
         self.flag = self._hook.flag
-        self._engine.hook(uc.HOOK_BLOCK, self._hook.address, ctypes.addressof(self.flag))
+        self.engine.hook(uc.HOOK_BLOCK, self._hook.address, ctypes.addressof(self.flag))
         # The engine holds only addresses: these must live as long as it calls them.
         self._read_callback = uc.MmioRead(self._read)
         self._write_callback = uc.MmioWrite(self._write)
@@ -118,7 +118,7 @@ class UnicornCpu:
     @property
     def user_uc(self) -> Any:
         """The ``unicorn.Uc``."""
-        return self._engine.uc
+        return self.engine.uc
 
     def is_ours(self, address: int) -> bool:
         """Tell whether a mapping that starts here was made by us."""
@@ -138,14 +138,14 @@ class UnicornCpu:
         self._board = board
         self._running = not whole_machine
         port_in, port_out, interrupt, _ = self._callbacks
-        self._engine.hook(uc.HOOK_INSTRUCTION, port_in, instruction=uc.INSTRUCTION_IN)
-        self._engine.hook(uc.HOOK_INSTRUCTION, port_out, instruction=uc.INSTRUCTION_OUT)
+        self.engine.hook(uc.HOOK_INSTRUCTION, port_in, instruction=uc.INSTRUCTION_IN)
+        self.engine.hook(uc.HOOK_INSTRUCTION, port_out, instruction=uc.INSTRUCTION_OUT)
         if whole_machine:
-            self._engine.hook(uc.HOOK_INTERRUPT, interrupt)
+            self.engine.hook(uc.HOOK_INTERRUPT, interrupt)
 
     def close(self) -> None:
         """Take our hooks and mappings out of the engine; a user's engine goes on without us."""
-        self._engine.unhook_all()
+        self.engine.unhook_all()
         self._leaving = [(address, size_bytes) for address, (size_bytes, _) in self._shown.items()]
         self._coming.clear()
         self.settle()
@@ -163,7 +163,7 @@ class UnicornCpu:
         # The ctypes object keeps the buffer alive, and unmappable, while the engine points into it.
         anchor = (ctypes.c_char * size_bytes).from_buffer(memory)  # type: ignore[arg-type]
         rights = uc.READ | uc.WRITE | (0 if address else uc.EXECUTE)
-        self._engine.map_memory(address, size_bytes, rights, ctypes.addressof(anchor))
+        self.engine.map_memory(address, size_bytes, rights, ctypes.addressof(anchor))
         self._shown[address] = (size_bytes, anchor)
 
     def map_mmio_page(self, address: int) -> None:
@@ -173,7 +173,7 @@ class UnicornCpu:
         elif (address, PAGE_BYTES) in self._leaving and self._shown[address][1] is None:
             self._leaving.remove((address, PAGE_BYTES))
         elif not self._waits(address, PAGE_BYTES, lambda: self.map_mmio_page(address)):
-            self._engine.map_mmio(address, PAGE_BYTES, self._read_address, self._write_address)
+            self.engine.map_mmio(address, PAGE_BYTES, self._read_address, self._write_address)
             self._shown[address] = (PAGE_BYTES, None)
 
     def _waits(self, address: int, size_bytes: int, later: Callable[[], None]) -> bool:
@@ -202,7 +202,7 @@ class UnicornCpu:
         control = self._control.read(self._handle)[0]
         self._control.write(self._handle, control & ~PAGING)
         for address, size_bytes in self._leaving:
-            self._engine.unmap(address, size_bytes)
+            self.engine.unmap(address, size_bytes)
             del self._shown[address]
         self._leaving.clear()
         self._control.write(self._handle, control)
@@ -267,7 +267,7 @@ class UnicornCpu:
                     continue
                 if len(self._holes) >= HOLE_LIMIT:
                     self.unmap(self._holes.pop(0), PAGE_BYTES)
-                self._engine.map_mmio(page, PAGE_BYTES, self._read_address, self._write_address)
+                self.engine.map_mmio(page, PAGE_BYTES, self._read_address, self._write_address)
                 self._shown[page] = (PAGE_BYTES, None)
                 self._holes.append(page)
         except BaseException as error:  # noqa: BLE001
@@ -290,16 +290,16 @@ class UnicornCpu:
         code: int = uc.emu_start(self._handle, pc, uc.NEVER, 0, 0)
         if code in uc.UNMAPPED:
             # The same instruction again, now with somebody to answer; the next block stops the run.
-            hook = self._engine.hook(uc.HOOK_UNMAPPED, self._callbacks[-1])
+            hook = self.engine.hook(uc.HOOK_UNMAPPED, self._callbacks[-1])
             code = uc.emu_start(self._handle, self.pc, uc.NEVER, 0, 0)
-            self._engine.unhook(hook)
+            self.engine.unhook(hook)
         self._running = False
         self._stopped()
         return code
 
     def _stopped(self) -> None:
         if self.exception is not None:
-            self._engine.forget_exception()
+            self.engine.forget_exception()
         if self._leaving:
             self.settle()
 
@@ -310,7 +310,7 @@ class UnicornCpu:
 
     def set_pc(self, pc: int) -> None:
         """Move the instruction pointer: inside a block hook, execution goes on there."""
-        self._engine.jump(pc)
+        self.engine.jump(pc)
 
     def start_at(self, eip: int, eax: int, ebx: int) -> None:
         """Put the CPU into the state in which a boot loader leaves it."""
@@ -318,11 +318,11 @@ class UnicornCpu:
 
     def save(self) -> Any:
         """Return the CPU's state, for `restore`."""
-        return self._engine.save()
+        return self.engine.save()
 
     def restore(self, state: Any) -> None:
         """Return to a saved CPU state, after memory has changed."""
-        self._engine.restore(state)
+        self.engine.restore(state)
 
     # -- interrupts ----------------------------------------------------------------------------------
 
@@ -366,7 +366,7 @@ class UnicornCpu:
         idtr = self._state.idtr
         if vector * 8 + 7 > idtr.limit:
             raise TripleFaultError(f"vector {vector} lies behind the interrupt table (limit {idtr.limit:#x})")
-        gate = self._read_virtual(idtr.base + 8 * vector, 8)
+        gate = self.read_virtual(idtr.base + 8 * vector, 8)
         if gate is None or not gate[5] & 0x80 or gate[5] & 0x0E != 0x0E:
             raise TripleFaultError(f"vector {vector} has no gate in the interrupt table at {idtr.base:#x}")
         # An error code (always 0: the engine does not tell it), EIP, CS, EFLAGS.
@@ -385,10 +385,11 @@ class UnicornCpu:
         return gate[0] | gate[1] << 8 | gate[6] << 16 | gate[7] << 24
 
     def _bytes_around(self, eip: int) -> tuple[int, int]:
-        both = self._read_virtual(eip - 1, 2)
+        both = self.read_virtual(eip - 1, 2)
         return (both[0], both[1]) if both else (0, 0)
 
-    def _read_virtual(self, address: int, size: int) -> bytes | None:
+    def read_virtual(self, address: int, size: int) -> bytes | None:
+        """Read up to 16 bytes at a virtual address, or None where nothing is mapped."""
         if uc.vmem_read(self._handle, address & 0xFFFFFFFF, uc.READ, self._scratch_address, size):
             return None
         return self._scratch.raw[:size]

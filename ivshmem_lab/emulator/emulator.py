@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,8 +20,9 @@ from ..units import check_memory_size
 from .backends import MemoryBackend, anonymous_memory, open_backend
 from .chardev import Chardev, SerialLine, open_chardev
 from .cpu import UnicornCpu
-from .link import MemoryLink, ServerLink
-from .properties import check_identifier, check_names, named, number, slot_number
+from .link import MemoryLink, ServerLink, shake_hands
+from .migration.manager import Migration
+from .properties import check_identifier, check_names, given, named, number, slot_number
 from .qmp import DEVICE_NOT_FOUND, QmpError
 from .runner import Runner, RunState
 
@@ -64,7 +64,8 @@ class Emulator:
         self.chardevs: dict[str, Chardev] = {}
         self.properties: dict[str, dict[str, str]] = {}
         """``device_add``'s arguments of every plugged device, by id."""
-        self._links: dict[str, MemoryLink | ServerLink] = {}
+        self.links: dict[str, MemoryLink | ServerLink] = {}
+        """What lies behind every plugged device, by id."""
         self._patience: dict[str, float] = {}
         """Until when a device that was asked to go is waited for, by id."""
         self._started = False
@@ -83,6 +84,7 @@ class Emulator:
         self._ram = anonymous_memory(options.memory_bytes)
         self.machine = Machine(self.cpu, memoryview(self._ram), kernel, hooks)
         self.cpu.attach(self.machine, whole_machine=True)
+        self.migration = Migration(self)
 
     def _read_kernel(self) -> multiboot.Kernel | None:
         path = self.options.kernel
@@ -113,17 +115,21 @@ class Emulator:
             with named("-device", properties):
                 await self.device_add(properties)
         self._started = True
-        self.runner.start(self.machine)
-        if not options.paused:
+        self.runner.start(self.machine, incoming=options.incoming is not None)
+        if options.incoming is not None:
+            with given("-incoming", options.incoming):
+                await self.migration.listen(options.incoming)
+        elif not options.paused:
             await self.on_vcpu(self.runner.resume)
 
     async def close(self) -> None:
         """End the vCPU's thread and give everything back."""
+        await self.migration.close()
         self.runner.end()
         if self._serial is not None:
             await self._serial.drain()
             self._serial.close()
-        for link in self._links.values():
+        for link in self.links.values():
             if isinstance(link, ServerLink):
                 link.close()
         self.runner.close()
@@ -224,6 +230,7 @@ class Emulator:
             raise QmpError(f"Parameter 'master' does not accept value '{master}'")
         if driver == "ivshmem-plain":
             backend = self._memdev(pairs)
+            self.migration.check_migratable(master, 0)
             device = Ivshmem(check_memory_size(backend.size_bytes, f"memdev {backend.object_id}"))
             backend.used_by = device_id
             try:
@@ -276,24 +283,15 @@ class Emulator:
         chardev.used_by = device_id
         link = ServerLink(chardev.sock, vectors)
         try:
-            await self._shake_hands(link, chardev.sock)
+            await shake_hands(link, chardev.sock)
             if master == "on" and link.peer_id:
                 raise QmpError("master must connect to the server before any peers")
+            self.migration.check_migratable(master, link.peer_id)
             device = Ivshmem(link.memory_bytes, vectors=vectors, peer_id=link.peer_id)
             await self._plug(device_id, device, link, slot)
         except BaseException:
             link.close()
             chardev.used_by = None
-            raise
-
-    async def _shake_hands(self, link: ServerLink, sock: socket.socket) -> None:
-        handshake = asyncio.ensure_future(asyncio.to_thread(link.handshake))
-        try:
-            await asyncio.shield(handshake)
-        except asyncio.CancelledError:
-            # The thread sees the end of the stream and is done at once.
-            sock.shutdown(socket.SHUT_RDWR)
-            await asyncio.gather(handshake, return_exceptions=True)
             raise
 
     async def _plug(self, device_id: str, device: Ivshmem, link: MemoryLink | ServerLink, slot: int | None) -> None:
@@ -306,7 +304,7 @@ class Emulator:
             await self.on_vcpu(plug)
         except DeviceError as error:
             raise QmpError(str(error)) from error
-        self._links[device_id] = link
+        self.links[device_id] = link
 
     async def _add_debug_exit(self, pairs: dict[str, str]) -> None:
         port = number(pairs.pop("iobase", "0x501"), "iobase")
@@ -331,7 +329,7 @@ class Emulator:
 
     def _device_deleted(self, device_id: str, device: Ivshmem) -> None:
         """Take the news on the vCPU's thread: the guest has ejected a device."""
-        link = self._links.pop(device_id)
+        link = self.links.pop(device_id)
         # The board may still have the memory mapped until the guest reaches its next block.
         self.runner.events.post(lambda: self._gone(device_id, link))
 

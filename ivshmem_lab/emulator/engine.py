@@ -195,6 +195,28 @@ class Engine:
         """Return the CPU's state, for `restore`."""
         return self.uc.context_save()
 
+    def read_register(self, name: str) -> Any:
+        """Read any register: a number, or the tuple that the binding makes of a table's or an x87 register."""
+        return self.uc.reg_read(getattr(x86_const, f"UC_X86_REG_{name}"))
+
+    def write_register(self, name: str, value: Any) -> None:
+        """Write what `read_register` read."""
+        self._checked(name, self.uc.reg_write, getattr(x86_const, f"UC_X86_REG_{name}"), value)
+
+    def read_msr(self, number: int) -> int:
+        """Read a model-specific register."""
+        return self.uc.msr_read(number)  # type: ignore[no-any-return]
+
+    def write_msr(self, number: int, value: int) -> None:
+        """Write a model-specific register."""
+        self._checked(f"model-specific register {number:#x}", self.uc.msr_write, number, value)
+
+    def _checked(self, name: str, function: Any, *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except UcError as error:
+            raise DeviceError(f"Unicorn: write {name}: {error}") from error
+
     def restore(self, state: Any) -> None:
         """Return to a saved state; translated code is forgotten, since memory changed behind the engine's back."""
         self.uc.context_restore(state)

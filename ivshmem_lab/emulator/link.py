@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import select
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,6 @@ from ..units import check_memory_size
 from ..wire.client import ClientProtocol, Event, MemoryArrived, PeerLeft, VectorAdded, Welcome
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from ..device.ivshmem import Ivshmem
@@ -239,3 +240,15 @@ class ServerLink:
         if self._shared is not None:
             self._shared.close()
             self._shared = None
+
+
+async def shake_hands(link: ServerLink, sock: socket.socket) -> None:
+    """Let a link's handshake block a thread of its own; it ends at once when nobody waits for it any more."""
+    handshake = asyncio.ensure_future(asyncio.to_thread(link.handshake))
+    try:
+        await asyncio.shield(handshake)
+    except asyncio.CancelledError:
+        # The thread sees the end of the stream and is done at once.
+        sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.gather(handshake, return_exceptions=True)
+        raise

@@ -42,6 +42,9 @@ class Options:
     serial: str | None = None
     monitors: list[str] = field(default_factory=list)
     """Ids of the character devices that speak QMP."""
+    incoming: str | None = None
+    """Where another process's machine comes from: an address, or ``defer``."""
+    only_migratable: bool = False
     help: bool = False
     version: bool = False
 
@@ -75,9 +78,11 @@ class _Parser:
             "nic": lambda text: _one_of("-nic", text, ("none",)),
             "parallel": lambda text: _one_of("-parallel", text, ("none",)),
             "block-hook": self._block_hook,
+            "incoming": lambda text: setattr(self.options, "incoming", text),
         }
         self.switches: dict[str, Callable[[], None]] = {
             "S": lambda: setattr(self.options, "paused", True),
+            "only-migratable": lambda: setattr(self.options, "only_migratable", True),
             "no-reboot": lambda: setattr(self.options, "reboot", False),
             "nodefaults": lambda: None,
             "no-user-config": lambda: None,

@@ -72,8 +72,15 @@ def number(text: str, name: str) -> int:
 @contextlib.contextmanager
 def named(option: str, properties: Mapping[str, str]) -> Iterator[None]:
     """Put the option of the command line before what is wrong with it."""
+    with given(option, join_pairs(properties.items())):
+        yield
+
+
+@contextlib.contextmanager
+def given(option: str, text: str) -> Iterator[None]:
+    """Put an option and its text before what is wrong with it."""
     try:
         yield
     except IvshmemLabError as error:
         kind = VmError if isinstance(error, VmError) else UsageError
-        raise kind(f"{option} {join_pairs(properties.items())}: {error}") from error
+        raise kind(f"{option} {text}: {error}") from error

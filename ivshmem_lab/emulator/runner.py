@@ -6,9 +6,10 @@ import concurrent.futures
 import logging
 import threading
 from enum import Enum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import VmError
+from . import cpustate
 from .cpu import INVALID_OPCODE, TripleFaultError, UnicornCpu
 from .engine import INVALID_INSTRUCTION, error_text
 from .events import Events
@@ -38,6 +39,11 @@ class RunState(Enum):
     RUNNING = "running"
     PAUSED = "paused"
     INTERNAL_ERROR = "internal-error"
+    INMIGRATE = "inmigrate"
+    """Waits for what another process sends."""
+    FINISH_MIGRATE = "finish-migrate"
+    POSTMIGRATE = "postmigrate"
+    """Runs elsewhere now; ``cont`` would make two of it."""
 
 
 class Runner:
@@ -78,10 +84,13 @@ class Runner:
         self._quit = False
         self._thread = threading.Thread(target=self._main, name="vcpu", daemon=True)
 
-    def start(self, machine: Machine) -> None:
-        """Begin the thread, paused at the machine's first instruction."""
+    def start(self, machine: Machine, *, incoming: bool = False) -> None:
+        """Begin the thread, paused at the machine's first instruction, or with nothing to run until `load`."""
         self._machine = machine
-        self._boot()
+        if incoming:
+            self.state = RunState.INMIGRATE
+        else:
+            self._boot()
         self._thread.start()
 
     def _kick(self) -> None:
@@ -146,6 +155,27 @@ class Runner:
         self._machine.reset()
         self.cpu.restore(self._fresh)
         self._boot()
+
+    def save(self) -> dict[str, Any]:
+        """Return the CPU as plain values, between two instructions."""
+        registers = cpustate.save(self.cpu)
+        if not self._halted:
+            # Where it goes on; the engine may still stand where it was interrupted.
+            registers["EIP"] = self._pc
+        return {"registers": registers, "halted": self._halted, "put_off_at": self.cpu.put_off_at}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `save` returned, when memory is there.
+
+        Raises
+        ------
+        DeviceError
+            When the registers are damaged.
+        """
+        cpustate.load(self.cpu, state["registers"])
+        self._halted = bool(state["halted"])
+        self.cpu.put_off_at = state["put_off_at"]
+        self._pc = self.cpu.pc
 
     def _boot(self) -> None:
         assert self._machine is not None

@@ -52,6 +52,14 @@ class AcpiHotplug:
         """Forget all news; the machine carries out what was pending (QEMU 7.2)."""
         self._up = self._down = self._bus = 0
 
+    def snapshot(self) -> dict[str, int]:
+        """Return the state as plain values."""
+        return {"up": self._up, "down": self._down, "bus": self._bus}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Take over what `snapshot` returned."""
+        self._up, self._down, self._bus = (state[name] & 0xFFFFFFFF for name in ("up", "down", "bus"))
+
     def read(self, offset: int, size: int) -> int:
         """Carry out IN. The up bits are cleared by being read."""
         if size != 4:

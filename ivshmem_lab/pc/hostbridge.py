@@ -7,6 +7,7 @@ read-only bytes are those that QEMU 7.2 ``-machine pc`` shows at reset.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from ..device.effects import Effects
 from ..device.pci import Bar, PciFunction
@@ -65,6 +66,17 @@ class PciBus:
     def at(self, slot: int, number: int = 0) -> PciFunction | None:
         """Return the function in a slot, if there is one."""
         return self._functions.get((slot, number))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state of the bus and all functions as plain values."""
+        functions = {f"{slot:x}.{number}": function.snapshot() for slot, number, function in self}
+        return {"address": self._address, "functions": functions}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `snapshot` returned, on a bus with the same functions."""
+        self._address = state["address"] & 0xFFFFFFFF
+        for slot, number, function in self:
+            self._act(function, function.restore(state["functions"][f"{slot:x}.{number}"]))
 
     # -- the ports -----------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ One CPU; no timer, no I/O APIC, no start-up messages.
 
 from __future__ import annotations
 
+from typing import Any
+
 BASE = 0xFEE00000
 SIZE = 0x1000
 MESSAGE_END = 0xFEF00000
@@ -46,6 +48,30 @@ class Lapic:
         self._spurious = 0xFF
         self._logical, self._format = 0, 0xFFFFFFFF
         self._scratch = dict.fromkeys(range(LVT_FIRST, LVT_LAST + 1, 0x10), MASKED)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+        return {
+            "requested": self.requested,
+            "in_service": self._in_service,
+            "priority": self._priority,
+            "spurious": self._spurious,
+            "logical": self._logical,
+            "format": self._format,
+            "scratch": [[offset, value] for offset, value in self._scratch.items()],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `snapshot` returned."""
+        self.requested = state["requested"] & (1 << 256) - 1
+        self._in_service = state["in_service"] & (1 << 256) - 1
+        self._priority = state["priority"] & 0xFF
+        self._spurious = state["spurious"] & 0x1FF
+        self._logical = state["logical"] & 0xFF000000
+        self._format = state["format"] & 0xFFFFFFFF | 0x0FFFFFFF
+        for offset, value in state["scratch"]:
+            if offset in (ICR_LOW, ICR_HIGH) or LVT_FIRST <= offset <= LVT_LAST:
+                self._scratch[offset] = value & 0xFFFFFFFF
 
     # -- messages and the CPU ------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceError
 from . import acpi_hotplug, firmware, multiboot, uart
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..device.pci import PciFunction
     from .cpu import Cpu
 
+LATCH_PORTS = (0x20, 0x21, 0xA0, 0xA1, 0x80)
 IDLE = b"\xfa\xf4\xeb\xfd"
 IDLE_ADDRESS = 0x7C00
 """Without a kernel the CPU rests here: ``cli; hlt; jmp`` back to the hlt."""
@@ -87,14 +88,16 @@ class Machine(Board):
         self.hooks = hooks or Hooks()
         self.peripherals: dict[str, Peripheral] = {}
         """Plugged devices by id."""
+        self.debug_exit_ports: tuple[int, ...] = ()
+        """First port and number of ports of ``isa-debug-exit``."""
         self.uart = uart.Uart(self.hooks.transmit, self.hooks.transmitter_ready, self.hooks.receiver_ready)
         self.hotplug = acpi_hotplug.AcpiHotplug(self._ejected, self._removable)
         for slot, number, function in chipset():
             self.pci.plug(function, slot, number)
         self.ports.add(Range(uart.COM1, uart.PORTS, self.uart.read, self.uart.write))
         self.ports.add(Range(acpi_hotplug.BASE, acpi_hotplug.SIZE, self.hotplug.read, self.hotplug.write))
-        for port in (0x20, 0x21, 0xA0, 0xA1, 0x80):
-            latch = _Latch()
+        self._latches = [_Latch() for _ in LATCH_PORTS]
+        for port, latch in zip(LATCH_PORTS, self._latches, strict=True):
             self.ports.add(Range(port, 1, latch.read, latch.write))
         self.add_memory(Mapping(0, len(ram), ram))
 
@@ -102,6 +105,7 @@ class Machine(Board):
         """Add QEMU's ``isa-debug-exit``: writing v ends the machine with status ``v << 1 | 1``."""
         if any(self.ports.answers(port + index) for index in range(ports)):
             raise DeviceError(f"isa-debug-exit: port {port:#x} is in use; choose another iobase, such as 0xf4")
+        self.debug_exit_ports = (port, ports)
         self.ports.add(
             Range(
                 port,
@@ -169,6 +173,21 @@ class Machine(Board):
                 self.unplug(slot)
                 del self.peripherals[device_id]
                 self.hooks.device_deleted(device_id, plugged.device)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return everything but memory as plain values."""
+        parts = {name: part.snapshot() for name, part in self._parts().items()}
+        return {**parts, "latches": [latch.value for latch in self._latches]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `snapshot` returned, on a machine with the same devices and its memory filled."""
+        for name, part in self._parts().items():
+            part.restore(state[name])
+        for latch, value in zip(self._latches, state["latches"], strict=True):
+            latch.value = value & 0xFF
+
+    def _parts(self) -> dict[str, Any]:
+        return {"lapic": self.lapic, "uart": self.uart, "hotplug": self.hotplug, "pci": self.pci}
 
     # -- power ---------------------------------------------------------------------------------------
 

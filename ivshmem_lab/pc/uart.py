@@ -6,7 +6,7 @@ Ref: National Semiconductor PC16550D data sheet, section 8 (registers).
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,16 @@ class Uart:
         self._make_room()
         self._registers = bytearray(PORTS)
         self._divisor = bytearray(b"\x0c\x00")
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+        return {"registers": bytes(self._registers), "divisor": bytes(self._divisor), "input": bytes(self._input)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `snapshot` returned."""
+        self._registers[:] = state["registers"].ljust(PORTS, bytes(1))[:PORTS]
+        self._divisor[:] = state["divisor"].ljust(2, bytes(1))[:2]
+        self._input = deque(state["input"][:INPUT_LIMIT])
 
     def read(self, offset: int, size: int) -> int:
         """Carry out IN; a wider access reads the first register."""

@@ -157,6 +157,17 @@ class Machine:
             self.text += data.decode()
         self.text = self.text[self.text.index(text) + len(text) :]
 
+    def line(self) -> str:
+        """Wait for the end of a line; returns what came before it."""
+        text = self.text
+        while "\n" not in text:
+            assert readable(self.serial, time.monotonic() + LIMIT_S), f"no line after {text!r}; stderr: {self.errors}"
+            data = self.serial.recv(1 << 16)
+            assert data, f"ended in the middle of {text!r}; stderr: {self.errors}"
+            text += data.decode()
+        line, _, self.text = text.partition("\n")
+        return line
+
     def lines(self) -> list[str]:
         """Read the serial port to its end."""
         deadline = time.monotonic() + LIMIT_S
