@@ -2,8 +2,8 @@
 
 Two descriptors in one message would save more, but QEMU loses all but the first (measured, 7.2), so
 every message keeps a header of its own. A :class:`Parcel` is prepared once and can be sent to
-any number of sockets. Measured on Linux 6.18, per message: 1.2 us in batches of 64, against 1.9 us
-with sendmsg(2); below three messages sendmsg is the faster one.
+any number of sockets; a :class:`ParcelQueue` keeps many ready. Measured on Linux 6.18, per message and in C: 1.36 us
+of CPU in batches, against 1.9 us one by one.
 """
 
 from __future__ import annotations
@@ -13,22 +13,28 @@ import ctypes
 import os
 import socket
 import struct
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BATCH_PARCELS = 64
-"""Most parcels of one call of :func:`send_parcels`."""
-
-_FEW = 3
 _IOVEC = struct.Struct("@PN")
 _CMSG = struct.Struct("@Niii")  # struct cmsghdr and one descriptor: CMSG_LEN(4) bytes
 _MMSGHDR = struct.Struct("@PIPNPNi0PI0P")  # struct msghdr, then how much of it was sent
 _CONTROL_BYTES = socket.CMSG_SPACE(4)
+_CONTROL_LENGTH = socket.CMSG_LEN(4)
+_FIXED_BYTES = _CONTROL_BYTES + _IOVEC.size
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+HEADER_BYTES = _MMSGHDR.size
+"""Size of one ``struct mmsghdr``."""
 
 _sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
 _sendmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int]
+
+
+_header = attrgetter("header")
 
 
 class Parcel:
@@ -42,36 +48,84 @@ class Parcel:
         The ``struct mmsghdr`` that points to them.
     """
 
-    __slots__ = ("_ancillary", "_memory", "data", "header")
+    __slots__ = ("_fd", "_memory", "data", "header")
 
     def __init__(self, data: bytes, fd: int | None = None) -> None:
         self.data = data
-        control = b"" if fd is None else _CMSG.pack(socket.CMSG_LEN(4), socket.SOL_SOCKET, socket.SCM_RIGHTS, fd)
-        self._ancillary = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        self._fd = fd
         # control first: it needs the strictest alignment, which an allocation has
-        self._memory = ctypes.create_string_buffer(_CONTROL_BYTES + _IOVEC.size + len(data))
-        base = ctypes.addressof(self._memory)
-        iovec_at = base + _CONTROL_BYTES
-        data_at = iovec_at + _IOVEC.size
-        content = control.ljust(_CONTROL_BYTES, b"\0") + _IOVEC.pack(data_at, len(data)) + data
-        ctypes.memmove(base, content, len(content))
-        self.header = _MMSGHDR.pack(0, 0, iovec_at, 1, base if control else 0, len(control) and _CONTROL_BYTES, 0, 0)
+        self._memory = memory = bytearray(_FIXED_BYTES + len(data))
+        base = ctypes.addressof(ctypes.c_char.from_buffer(memory))  # stays: it is never resized
+        if fd is not None:
+            _CMSG.pack_into(memory, 0, _CONTROL_LENGTH, socket.SOL_SOCKET, socket.SCM_RIGHTS, fd)
+        _IOVEC.pack_into(memory, _CONTROL_BYTES, base + _FIXED_BYTES, len(data))
+        memory[_FIXED_BYTES:] = data
+        control_at, control_bytes = (0, 0) if fd is None else (base, _CONTROL_BYTES)
+        self.header = _MMSGHDR.pack(0, 0, base + _CONTROL_BYTES, 1, control_at, control_bytes, 0, 0)
 
     def send(self, sock: socket.socket) -> int:
         """Send it alone; return how many of its bytes went."""
-        return sock.sendmsg([self.data], self._ancillary)
+        rights = [] if self._fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [self._fd]))]
+        return sock.sendmsg([self.data], rights)
 
 
-class Batch:
-    """Room for the headers of one system call; one per thread that sends."""
+class ParcelQueue:
+    """Parcels in a row with their headers side by side, so that one system call takes as many as the socket does.
+
+    Nothing is done per parcel in Python: filling, sending and forgetting go in one piece.
+
+    Attributes
+    ----------
+    parcels
+        What is in it, in order.
+    """
+
+    __slots__ = ("_headers", "parcels")
 
     def __init__(self) -> None:
-        self._room = ctypes.create_string_buffer(BATCH_PARCELS * _MMSGHDR.size)
-        self._address = ctypes.addressof(self._room)
-        self._view = memoryview(self._room).cast("B")
+        self.parcels: list[Parcel] = []
+        self._headers = bytearray()
 
-    def send(self, sock: socket.socket, parcels: Sequence[Parcel]) -> int:
-        """Send parcels, at least one and at most :data:`BATCH_PARCELS`, on a non-blocking stream socket.
+    def __len__(self) -> int:
+        return len(self.parcels)
+
+    def put(self, parcels: Sequence[Parcel]) -> None:
+        """Append parcels."""
+        self.parcels += parcels
+        self._headers += b"".join(map(_header, parcels))
+
+    def put_rest(self, other: ParcelQueue, start: int) -> None:
+        """Append what another one holds from an index on."""
+        self.parcels += other.parcels[start:]
+        self._headers += memoryview(other._headers)[start * HEADER_BYTES :]
+
+    def find(self, block: Sequence[Parcel]) -> tuple[int, int]:
+        """Return where a row of parcels lies that was put in as one: start and stop, equal when it is not there.
+
+        Its first parcels may have been forgotten already.
+        """
+        try:
+            stop = self.parcels.index(block[-1]) + 1
+        except ValueError:
+            return 0, 0
+        return max(0, stop - len(block)), stop
+
+    def forget(self, start: int, stop: int) -> None:
+        """Take parcels out."""
+        del self.parcels[start:stop]
+        del self._headers[start * HEADER_BYTES : stop * HEADER_BYTES]
+
+    def send(self, fileno: int, start: int, most: int) -> int:
+        """Send parcels from an index on, at least one; they stay in the queue.
+
+        Parameters
+        ----------
+        fileno
+            A non-blocking stream socket.
+        start
+            Index of the first.
+        most
+            How many at most; the kernel takes no more than 1024 at once (sendmmsg(2)).
 
         Returns
         -------
@@ -83,21 +137,9 @@ class Batch:
         OSError
             What kept the first from going; ``BlockingIOError`` when the socket is full.
         """
-        if len(parcels) < _FEW:
-            sent = 0
-            for parcel in parcels:
-                try:
-                    parcel.send(sock)
-                except OSError:
-                    if not sent:
-                        raise
-                    break
-                sent += 1
-            return sent
-        headers = b"".join([parcel.header for parcel in parcels])
-        self._view[: len(headers)] = headers
-        sent = _sendmmsg(sock.fileno(), self._address, len(parcels), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        first = ctypes.addressof(ctypes.c_char.from_buffer(self._headers, start * HEADER_BYTES))
+        sent: int = _sendmmsg(fileno, first, min(len(self.parcels) - start, most), _SEND_FLAGS)
         if sent < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
-        return int(sent)
+        return sent

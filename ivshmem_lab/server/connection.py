@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import enum
 import errno
+import resource
 import socket
 import time
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from ..ipc.parcels import BATCH_PARCELS
+from ..ipc.parcels import ParcelQueue
 from .packet import Packet
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Sequence
 
-    from ..ipc.parcels import Batch
     from .events import FaultPlan, ServerTap
     from .leases import Lease
     from .packet import SharedFd
@@ -30,15 +29,14 @@ SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENO
 FIRST_DELAY_S = 0.010
 LAST_DELAY_S = 0.100
 
-_SEND_BUFFER_BYTES = 24576
-"""Room for 64 messages (measured, Linux 6.18: 768 bytes each; the kernel doubles what is asked for).
+_MESSAGE_SPACE_BYTES = 384
+"""Send buffer for one message (measured, Linux 6.18: it takes 768 bytes, and the kernel doubles what is asked for)."""
 
-What has been sent and not read counts against the descriptors that all of a user's processes may
-have in flight (unix(7), ETOOMANYREFS): with the default of 278 messages, four peers that do not read
-would use up a limit of 1024 and keep everybody waiting.
-"""
+_LEAST_BUFFERED, _MOST_BUFFERED = 64, 256
+_SHARE_OF_FLIGHT = 64
 
-_TURN_MESSAGES = 256  # sent to one peer before the others get a turn
+TURN_MESSAGES = 256
+"""Sent to one peer before the others get a turn."""
 
 
 class Progress(enum.Enum):
@@ -72,7 +70,9 @@ class Connection:
     Attributes
     ----------
     queue
-        What waits to be sent.
+        What waits for this peer alone: its introduction, and what had to be kept for it.
+    cursor
+        Number of the message of the news that comes next for it, behind the queue.
     later
         What waits behind a pause or a cut of the fault plan, which comes first in it.
     settled
@@ -88,7 +88,7 @@ class Connection:
     """
 
     def __init__(self, sock: socket.socket, who: Credentials, role: Role, *, shielded: bool) -> None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _send_buffer_bytes())
         self.sock = sock
         self.fileno = sock.fileno()  # for the loop: given a socket it would write out its repr, 25 us each time
         self.peer_id = -1
@@ -97,7 +97,8 @@ class Connection:
         self.shielded = shielded
         self.lease: Lease | None = None
         self.vectors: list[SharedFd] = []
-        self.queue: deque[Packet] = deque()
+        self.queue = ParcelQueue()
+        self.cursor = 0
         self.later: deque[Packet | Pause | Cut] = deque()
         self.queue_limit = 0
         self.settled = False
@@ -108,11 +109,6 @@ class Connection:
         self.sent = 0
         self._asked = 0
 
-    @property
-    def waiting(self) -> int:
-        """How many messages wait for it."""
-        return len(self.queue) + len(self.later)
-
     def enqueue(self, packets: Sequence[Packet], faults: FaultPlan) -> None:
         """Queue messages as a fault plan wants them; without a plan they go straight into :attr:`queue`."""
         for packet in packets:
@@ -120,10 +116,17 @@ class Connection:
                 if self.later or not isinstance(item, Packet):
                     self.later.append(item)
                 else:
-                    self.queue.append(item)
+                    self.queue.put([item])
 
-    def send_turn(self, batch: Batch, tap: ServerTap | None) -> Progress:
-        """Send what the socket takes.
+    def send_turn(self, news: ParcelQueue, first: int, tap: ServerTap | None) -> Progress:
+        """Send what the socket takes: of the queue, then of the news.
+
+        Parameters
+        ----------
+        news, first
+            What all peers hear, and the number of the first message in it.
+        tap
+            Told of every message that went.
 
         Raises
         ------
@@ -131,37 +134,35 @@ class Connection:
             When the connection is broken.
         """
         queue = self.queue
-        for _ in range(_TURN_MESSAGES // BATCH_PARCELS):
-            if not queue:
-                break
-            packets = list(islice(queue, BATCH_PARCELS))
+        source, start = (queue, 0) if queue else (news, self.cursor - first)
+        if start < len(source):
             try:
-                sent = batch.send(self.sock, packets)
+                sent = source.send(self.fileno, start, TURN_MESSAGES)
             except BlockingIOError:
                 return Progress.MORE
             except OSError as error:
                 if error.errno in SHORTAGES:
                     return Progress.SHORT
                 raise
-            for _ in range(sent):
-                queue.popleft()
             self.sent += sent
             self.delay_s = FIRST_DELAY_S
             if tap is not None:
                 now_ns = time.monotonic_ns()
-                for packet in packets[:sent]:
+                for packet in cast("list[Packet]", source.parcels[start : start + sent]):
                     tap.message(now_ns, self.peer_id, packet.value, packet.fd is not None)
-            if sent < len(packets):  # full, or short of something, which the next turn will tell
-                return Progress.MORE
-        if queue:
-            return Progress.MORE
+            if source is queue:
+                queue.forget(0, sent)
+            else:
+                self.cursor += sent
+            if queue or self.cursor - first < len(news):
+                return Progress.MORE  # full, short of something, which the next turn will tell, or others have a turn
         return self._past_the_queue() if self.later else Progress.DONE
 
     def go_on(self) -> None:
         """End the pause that comes next."""
         self.later.popleft()
         while self.later and isinstance(self.later[0], Packet):
-            self.queue.append(self.later.popleft())  # type: ignore[arg-type]
+            self.queue.put([cast("Packet", self.later.popleft())])
 
     def next_delay_s(self) -> float:
         """Return how long to wait after a shortage: 10 ms, doubled up to 100 ms."""
@@ -174,7 +175,7 @@ class Connection:
             self.retry.cancel()
             self.retry = None
         self.sock.close()
-        self.queue.clear()
+        self.queue = ParcelQueue()
         self.later.clear()
         self.vectors = []
         self.lease = None
@@ -202,6 +203,17 @@ class Connection:
             yield Cut(packet, delivery.cut_after_bytes)
         else:
             yield from [packet] * delivery.copies
+
+
+def _send_buffer_bytes() -> int:
+    """Return a socket's share of the descriptors in flight.
+
+    What was sent and not read counts against the open-file limit, for all processes of a user together (unix(7),
+    ETOOMANYREFS): with the default of 278 messages, four peers that do not read would use up a limit of 1024 and
+    keep everybody waiting. A larger buffer saves turns of the loop.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MESSAGE_SPACE_BYTES * max(_LEAST_BUFFERED, min(soft // _SHARE_OF_FLIGHT, _MOST_BUFFERED))
 
 
 def why_gone(sock: socket.socket, flags: int = 0) -> tuple[str, str] | None:

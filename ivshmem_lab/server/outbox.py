@@ -1,5 +1,9 @@
 """When what is sent: newcomers at once and in few system calls, departures after a moment.
 
+Most of what is said goes to everybody: it is prepared once, as *news*, and every peer has a cursor in them, so that a
+message costs no work of ours per receiver. What one peer alone is to hear, such as its introduction, stands in a
+queue of its own, which comes before the rest of the news.
+
 Newcomers that are accepted in one turn are announced together: first to those who were there, then they hear
 of everybody. Departures are gathered for 1 ms (up to 20 ms when sending to all takes
 longer), so that a crowd's leaving goes out in batches.
@@ -10,12 +14,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ..ipc.parcels import Batch
+from ..ipc.parcels import ParcelQueue
 from .connection import Pause, Progress
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from .connection import Connection
     from .events import FaultPlan, ServerTap
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
 _SHORTEST_GATHERING_S = 0.001
 _LONGEST_GATHERING_S = 0.020
+_MOST_NEWS = 8192  # messages kept for those who are behind
 _GATHERING_SHARE = 4  # gather so many times as long as the last sending to all took
 
 
@@ -55,46 +60,91 @@ class Outbox:
         self._faults = faults
         self._on_settled = on_settled
         self._on_broken = on_broken
-        self._batch = Batch()
-        self._gathered: dict[Connection, None] = {}
+        self._news = ParcelQueue()
+        self._first = 0  # number of the first message in the news
+        self._audience: dict[Connection, None] = {}  # who hears the news
+        self._apart: dict[Connection, None] = {}  # observers that have not heard all yet
         self._timer: asyncio.TimerHandle | None = None
         self._next_at = 0.0
 
-    def post(self, connections: Iterable[Connection], packets: Sequence[Packet]) -> None:
-        """Queue the same messages for some; :meth:`send_now` or :meth:`send_soon` follows.
+    @property
+    def _end(self) -> int:
+        return self._first + len(self._news)
 
-        The innermost loop of a crowd's joining: a thousand peers come here half a million times.
-        """
-        gathered = self._gathered
-        if self._faults is None:
-            for connection in connections:
-                gathered[connection] = None
-                connection.queue.extend(packets)
+    def waiting(self, connection: Connection) -> int:
+        """Return how many messages wait for a peer."""
+        news = self._end - connection.cursor if connection in self._audience else 0
+        return len(connection.queue) + len(connection.later) + news
+
+    def admit(self, connection: Connection, introduction: Sequence[Packet]) -> None:
+        """Take in a newcomer with what it hears first; from here on it hears the news, unless it observes."""
+        connection.cursor = self._end
+        if connection.role == "observer":
+            self._apart[connection] = None
         else:
-            for connection in connections:
-                gathered[connection] = None
-                connection.enqueue(packets, self._faults)
+            self._audience[connection] = None
+        if self._faults is None:
+            connection.queue.put(introduction)
+        else:
+            connection.enqueue(introduction, self._faults)
 
-    def send_now(self, last: Iterable[Connection]) -> None:
-        """Send all that waits, to some peers after all others."""
-        for connection in last:
-            self._gathered.pop(connection, None)
-            self._gathered[connection] = None
-        self._send_gathered()
+    def post(self, connections: Sequence[Connection], packets: Sequence[Packet], void: Sequence[Packet] = ()) -> None:
+        """Have some hear the same messages; :meth:`send_now` or :meth:`send_soon` follows.
+
+        Parameters
+        ----------
+        connections
+            Who.
+        packets
+            What: announcements of a newcomer, or a goodbye.
+        void
+            With a goodbye: what was announced of who left. A peer to which none of it went yet hears neither,
+            so that a crowd's coming and going does not pile up, with descriptors, for one that does not read.
+        """
+        if self._faults is not None:
+            for connection in connections:
+                connection.enqueue(packets, self._faults)
+            return
+        others = self._spare(void) if void else set()
+        if len(connections) < len(self._audience):
+            others |= self._audience.keys() - set(connections)
+        for connection in others:
+            self._set_apart(connection)
+        self._news.put(packets)
+        for connection in others:
+            connection.cursor = self._end  # it does not hear this
+
+    def send_now(self) -> None:
+        """Send all that waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        begun = time.monotonic()
+        end = self._end
+        for connection in [*self._audience, *self._apart]:
+            if connection.cursor != end or connection.queue or connection.later:
+                self._weigh(connection)
+                if not connection.writing:  # else it is full, and is served when it has room
+                    self._send(connection)
+        self._forget_old_news()
+        ended = time.monotonic()
+        gathering_s = _GATHERING_SHARE * (ended - begun)
+        self._next_at = ended + min(max(gathering_s, _SHORTEST_GATHERING_S), _LONGEST_GATHERING_S)
 
     def send_soon(self) -> None:
         """Send what waits for all, now or after a moment."""
-        if self._timer is not None or not self._gathered:
+        if self._timer is not None:
             return
         delay_s = self._next_at - time.monotonic()
         if delay_s <= 0:
-            self._send_gathered()
+            self.send_now()
         else:
-            self._timer = self._loop.call_later(delay_s, self._send_gathered)
+            self._timer = self._loop.call_later(delay_s, self.send_now)
 
     def forget(self, connection: Connection) -> None:
         """Stop everything about a connection."""
-        self._gathered.pop(connection, None)
+        self._audience.pop(connection, None)
+        self._apart.pop(connection, None)
         self._watch(connection, writing=False)
         if connection.retry is not None:
             connection.retry.cancel()
@@ -105,25 +155,48 @@ class Outbox:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._gathered.clear()
+        self._news = ParcelQueue()
+        self._audience.clear()
+        self._apart.clear()
 
-    def _send_gathered(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        begun = time.monotonic()
-        gathered, self._gathered = self._gathered, {}
-        for connection in gathered:
-            self._weigh(connection)
-            if not connection.writing:  # else it is full, and is served when it has room
-                self._send(connection)
-        ended = time.monotonic()
-        gathering_s = _GATHERING_SHARE * (ended - begun)
-        self._next_at = ended + min(max(gathering_s, _SHORTEST_GATHERING_S), _LONGEST_GATHERING_S)
+    def _set_apart(self, connection: Connection) -> None:
+        """Move what a peer has still to hear of the news into its own queue."""
+        if connection.cursor < self._end:
+            connection.queue.put_rest(self._news, connection.cursor - self._first)
+        connection.cursor = self._end
+
+    def _spare(self, void: Sequence[Packet]) -> set[Connection]:
+        """Take what is void back from all to whom it did not go yet; return those to whom none of it went."""
+        start, stop = self._news.find(void)
+        for connection in self._audience:
+            if connection.cursor - self._first < stop:
+                self._set_apart(connection)
+        spared = set()
+        for connection in self._audience:
+            if connection.queue:
+                start, stop = connection.queue.find(void)
+                if start < stop:
+                    connection.queue.forget(start, stop)
+                    if stop - start == len(void):
+                        spared.add(connection)
+        return spared
+
+    def _forget_old_news(self) -> None:
+        """Forget what everybody has heard; peers that are far behind get the rest into queues of their own."""
+        heard = min((connection.cursor for connection in self._audience), default=self._end)
+        if len(self._news) > _MOST_NEWS:
+            heard = self._end - _MOST_NEWS // 2
+            for connection in self._audience:
+                if connection.cursor < heard:
+                    self._set_apart(connection)
+        elif heard < self._end and heard - self._first < _MOST_NEWS // 2:
+            return  # not worth moving the rest
+        self._news.forget(0, heard - self._first)
+        self._first = heard
 
     def _weigh(self, connection: Connection) -> None:
         """Note how much waits for a peer, and break with one for which too much does."""
-        waiting = len(connection.queue) + len(connection.later)
+        waiting = self.waiting(connection)
         if waiting > self.queue_high_water:
             self.queue_high_water = waiting
         if waiting > connection.queue_limit and connection.broken is None:
@@ -133,7 +206,7 @@ class Outbox:
         if connection.broken is not None or connection.retry is not None:
             return
         try:
-            progress = connection.send_turn(self._batch, self._tap)
+            progress = connection.send_turn(self._news, self._first, self._tap)
         except OSError as error:
             self._break(connection, "broken", f"its connection broke: {error.strerror}")
             return
@@ -146,9 +219,11 @@ class Outbox:
             connection.retry = self._loop.call_later(pause.delay_s, self._end_pause, connection)
         elif progress is Progress.CUT:
             self._break(connection, "cut", "the fault plan cut its connection")
-        elif progress is Progress.DONE and not connection.settled:
-            connection.settled = True
-            self._on_settled(connection)
+        elif progress is Progress.DONE:
+            self._apart.pop(connection, None)
+            if not connection.settled:
+                connection.settled = True
+                self._on_settled(connection)
 
     def _retry(self, connection: Connection) -> None:
         connection.retry = None

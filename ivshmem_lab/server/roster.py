@@ -65,7 +65,7 @@ class Roster:
         self._memory_fd = memory_fd
         self._read_only: SharedFd | None = None
         self._tell = tell
-        self._newcomers: list[Connection] = []
+        self._newcomers = False
         self._present: Counter[int] = Counter()  # connected, by uid
 
     def open(self, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
@@ -128,9 +128,9 @@ class Roster:
 
     def introduce(self) -> None:
         """Tell everybody of the newcomers, and then the newcomers of everybody: who knows all is known by all."""
-        newcomers, self._newcomers = self._newcomers, []
+        newcomers, self._newcomers = self._newcomers, False
         if newcomers:
-            self._outbox.send_now([each for each in newcomers if self.connections.get(each.peer_id) is each])
+            self._outbox.send_now()
 
     def depart(self, connection: Connection, kind: str, reason: str) -> None:
         """Let a peer go, and tell those who must hear of it; a lease is kept."""
@@ -171,7 +171,7 @@ class Roster:
             self.counters.drops["server closed"] += 1
             self._tell(PeerDeparted(connection.peer_id, "the server closed"))
         self.leases.clear()
-        self._newcomers.clear()
+        self._newcomers = False
         self.expected.clear()
         # the eventfds go with the last message about them
         self.protocol = ServerProtocol(Packet, SharedFd(self._memory_fd, owned=False), self.protocol.next_id)
@@ -225,9 +225,14 @@ class Roster:
         self._present[connection.uid] += 1
         self.counters.joins += 1
         self._loop.add_reader(connection.fileno, self._read, connection)
+        introduction: list[Packet] = []
+        for posting in step.postings:
+            if posting.recipients == (peer_id,):
+                introduction += posting.messages
         self._post(step, peer_id, "joined")
-        connection.queue_limit = self.settings.queue_limit + connection.waiting
-        self._newcomers.append(connection)
+        self._outbox.admit(connection, introduction)
+        connection.queue_limit = self.settings.queue_limit + self._outbox.waiting(connection)
+        self._newcomers = True
         self._tell(PeerJoined(peer_id, connection.pid, connection.uid))
 
     def _with_a_free_id(self, join: Callable[[], tuple[int, Step[Packet]]]) -> tuple[int, Step[Packet]]:
@@ -249,7 +254,9 @@ class Roster:
     def _post(self, step: Step[Packet], about: int, what: str) -> None:
         connections = self.connections
         for posting in step.postings:
-            self._outbox.post(map(connections.__getitem__, posting.recipients), posting.messages)
+            if posting.recipients != (about,):
+                recipients = list(map(connections.__getitem__, posting.recipients))
+                self._outbox.post(recipients, posting.messages, step.void)
         for recipient in step.withheld:
             self.counters.withheld += 1
             self._tell(MessageWithheld(recipient, about, f"peer {about} {what}"))

@@ -121,7 +121,10 @@ class Server:
     @property
     def peers(self) -> dict[int, PeerInfo]:
         """The connected peers by id, in the order they joined."""
-        return {peer_id: _info(each) for peer_id, each in self._roster.connections.items()}
+        outbox = self._outbox
+        if outbox is None:
+            return {}
+        return {peer_id: _info(each, outbox.waiting(each)) for peer_id, each in self._roster.connections.items()}
 
     async def start(self) -> None:
         """Begin to listen; raises this process's limit of open files to its hard limit.
@@ -164,7 +167,11 @@ class Server:
         deadline = time.monotonic() + timeout_s
         if self._door is not None:
             self._door.close(admit_waiting=True)
-        while any(each.waiting for each in self._roster.connections.values()):
+        outbox = self._outbox
+        if outbox is None:
+            return True
+        outbox.send_now()
+        while any(outbox.waiting(each) for each in self._roster.connections.values()):
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(_DRAIN_LOOK_S)
@@ -250,13 +257,13 @@ class Server:
             self._on_event(event)
 
 
-def _info(connection: Connection) -> PeerInfo:
+def _info(connection: Connection, waiting: int) -> PeerInfo:
     return PeerInfo(
         connection.peer_id,
         connection.pid,
         connection.uid,
         len(connection.vectors),
-        connection.waiting,
+        waiting,
         connection.role,
         None if connection.lease is None else connection.lease.name,
         connection.shielded,

@@ -30,7 +30,7 @@ from ..errors import LocalProtocolError
 from .messages import MAX_PEER_ID, MAX_VECTORS, MEMORY, PROTOCOL_VERSION, F
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
 M = TypeVar("M")
 """A message as the caller makes it, for example :class:`~ivshmem_lab.wire.messages.Message`."""
@@ -49,10 +49,22 @@ class Posting(Generic[M]):
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[M]):
-    """What follows from one thing that happened: what to send, and which shielded peers were not told of it."""
+    """What follows from one thing that happened.
+
+    Attributes
+    ----------
+    postings
+        What to send.
+    withheld
+        The shielded peers that are not told of it.
+    void
+        Announcements of somebody who is gone. A receiver to whom none of them went yet need hear neither
+        them nor the goodbye.
+    """
 
     postings: list[Posting[M]] = field(default_factory=list)
     withheld: list[int] = field(default_factory=list)
+    void: list[M] = field(default_factory=list)
 
 
 class ServerProtocol(Generic[F, M]):
@@ -123,7 +135,6 @@ class ServerProtocol(Generic[F, M]):
         own = [self._message(peer_id, fd) for fd in fds]
         told, withheld = self._who_is_told(peer_id) if own else ([], [])
         step = Step(self._introduce(peer_id, own, told), withheld)
-        self._introductions[peer_id] = own
         if shielded:
             self._remembered[peer_id] = {each for each, messages in self._introductions.items() if messages}
         return peer_id, step
@@ -159,9 +170,10 @@ class ServerProtocol(Generic[F, M]):
         self._remembered.pop(peer_id, None)
         if not introduction:
             return Step()
-        others = [each for each in self._introductions if each not in self._absent and each not in self._remembered]
+        others = self._connected_but(self._remembered)
         withheld = [each for each, known in self._remembered.items() if peer_id in known]
-        return Step([Posting(others, [self._message(peer_id, None)])] if others else [], withheld)
+        goodbye = [Posting(others, [self._message(peer_id, None)])] if others else []
+        return Step(goodbye, withheld, introduction)
 
     def expect_back(self, peer_id: int) -> None:
         """Note that a peer's connection is gone and that it may come back (rule 5)."""
@@ -195,8 +207,12 @@ class ServerProtocol(Generic[F, M]):
         postings = [Posting(newcomer, [self._version, self._message(peer_id, None), self._memory])]
         if told:
             postings.append(Posting(told, own))
-        others = (messages for each, messages in self._introductions.items() if each != peer_id)
-        return [*postings, Posting(newcomer, [*chain.from_iterable(others), *own])]
+        known = self._introductions
+        if peer_id in known:  # it comes back
+            known = {each: messages for each, messages in known.items() if each != peer_id}
+        postings.append(Posting(newcomer, [*chain.from_iterable(known.values()), *own]))
+        self._introductions.setdefault(peer_id, own)
+        return postings
 
     def _who_is_told(self, peer_id: int) -> tuple[list[int], list[int]]:
         """Who hears of a newcomer, and who is shielded and would have to remember too many."""
@@ -204,7 +220,12 @@ class ServerProtocol(Generic[F, M]):
         for each, known in self._remembered.items():
             if each not in withheld:
                 known.add(peer_id)
-        return [each for each in self._introductions if each not in self._absent and each not in withheld], withheld
+        return self._connected_but(withheld), withheld
+
+    def _connected_but(self, others: Collection[int]) -> list[int]:
+        if not self._absent and not others:
+            return list(self._introductions)  # a crowd's joining comes here once for each
+        return [each for each in self._introductions if each not in self._absent and each not in others]
 
     def _free(self, peer_id: int) -> int:
         if not 0 <= peer_id <= MAX_PEER_ID:

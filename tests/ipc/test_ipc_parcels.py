@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ivshmem_lab.ipc.fdpass import close_all, receive_message
-from ivshmem_lab.ipc.parcels import BATCH_PARCELS, Batch, Parcel
+from ivshmem_lab.ipc.parcels import Parcel, ParcelQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+MANY = 64
+
+
+def queue_of(*parcels: Parcel) -> ParcelQueue:
+    queue = ParcelQueue()
+    queue.put(parcels)
+    return queue
+
 
 Ends = tuple[socket.socket, socket.socket]
 
@@ -27,11 +36,11 @@ def ends() -> Iterator[Ends]:
         yield one, two
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, BATCH_PARCELS])
+@pytest.mark.parametrize("count", [1, 2, 3, MANY])
 def test_each_message_arrives_with_its_own_descriptor(ends: Ends, count: int) -> None:
     lines = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count)]
     parcels = [Parcel(f"{index:08}".encode(), fd) for index, fd in enumerate(lines)]
-    assert Batch().send(ends[0], parcels) == count
+    assert queue_of(*parcels).send(ends[0].fileno(), 0, MANY) == count
     for index, line in enumerate(lines):
         data, fds = receive_message(ends[1], 4096)
         assert (data, len(fds)) == (f"{index:08}".encode(), 1)
@@ -43,11 +52,8 @@ def test_each_message_arrives_with_its_own_descriptor(ends: Ends, count: int) ->
 
 def test_messages_with_and_without_descriptor_mix(ends: Ends) -> None:
     line = os.eventfd(0)
-    batch = Batch()
-    assert (
-        batch.send(ends[0], [Parcel(b"plain..0"), Parcel(b"with...1", line), Parcel(b"plain..2"), Parcel(b"x" * 8)])
-        == 4
-    )
+    queue = queue_of(Parcel(b"plain..0"), Parcel(b"with...1", line), Parcel(b"plain..2"), Parcel(b"x" * 8))
+    assert queue.send(ends[0].fileno(), 0, MANY) == 4
     first, none = receive_message(ends[1], 8)
     second, fds = receive_message(ends[1], 8)
     rest, nothing = receive_message(ends[1], 4096)
@@ -62,13 +68,13 @@ def test_messages_with_and_without_descriptor_mix(ends: Ends) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [2, BATCH_PARCELS])
+@pytest.mark.parametrize("size", [2, MANY])
 def test_full_socket_takes_a_part_and_then_says_so(ends: Ends, size: int) -> None:
     ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-    batch, parcels, sent = Batch(), [Parcel(b"12345678")] * size, 0
+    queue, sent = queue_of(*[Parcel(b"12345678")] * size), 0
     with contextlib.suppress(BlockingIOError):
         while sent < 100_000:
-            sent += batch.send(ends[0], parcels)
+            sent += queue.send(ends[0].fileno(), 0, MANY)
     received = 0
     with contextlib.suppress(BlockingIOError):
         while received < 1_000_000:
@@ -77,8 +83,31 @@ def test_full_socket_takes_a_part_and_then_says_so(ends: Ends, size: int) -> Non
     assert received == 8 * sent
 
 
-@pytest.mark.parametrize("size", [1, BATCH_PARCELS])
+@pytest.mark.parametrize("size", [1, MANY])
 def test_reader_that_is_gone_is_an_error_and_no_signal(ends: Ends, size: int) -> None:
     ends[1].close()
     with pytest.raises(BrokenPipeError):
-        Batch().send(ends[0], [Parcel(b"12345678")] * size)
+        queue_of(*[Parcel(b"12345678")] * size).send(ends[0].fileno(), 0, MANY)
+
+
+def test_parcels_are_sent_from_any_index_and_no_more_than_asked_for(ends: Ends) -> None:
+    queue = queue_of(*[Parcel(f"{index:08}".encode()) for index in range(5)])
+    assert queue.send(ends[0].fileno(), 1, 2) == 2
+    assert queue.send(ends[0].fileno(), 4, 10) == 1
+    assert ends[1].recv(4096) == b"000000010000000200000004"
+    assert len(queue) == 5
+
+
+def test_a_block_is_found_whole_or_what_is_left_of_it_and_taken_out(ends: Ends) -> None:
+    first, block, last = Parcel(b"first..."), [Parcel(b"block..%d" % index) for index in range(3)], Parcel(b"last....")
+    queue = queue_of(first, *block, last)
+    assert queue.find(block) == (1, 4)
+    queue.forget(0, 2)
+    assert queue.find(block) == (0, 2)
+    queue.forget(*queue.find(block))
+    assert queue.find(block) == (0, 0)
+    other = ParcelQueue()
+    other.put([first])
+    other.put_rest(queue, 0)
+    assert other.send(ends[0].fileno(), 0, MANY) == 2
+    assert ends[1].recv(4096) == b"first...last...."

@@ -70,23 +70,43 @@ def test_departure_is_told_once_and_ids_go_on(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_vectors_of_a_peer_that_left_still_reach_one_who_has_not_read_yet(tmp_path: Path) -> None:
+def test_what_waits_for_one_who_does_not_read_is_taken_back_when_its_peer_leaves(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path / "s", vectors=300) as watched:
             with Client(watched.path) as silent:
                 await watched.event(PeerJoined)
-                (await watched.join({0: 300, 1: 300})).close()
-                await watched.event(PeerDeparted)
-                assert watched.server.peers[0].queued > 300  # the socket holds far fewer
-                await silent.until(lambda: 1 in silent.departures)  # it counts the vectors up to there
-                assert silent.vectors == {0: 300}
+                before = watched.server.peers[0].queued  # part of its introduction: the socket holds less than 300
+                assert before > 0
+                for count in range(20):
+                    (await watched.join({0: 300, count + 1: 300})).close()
+                    await watched.event(PeerDeparted, count + 1)
+                assert watched.server.peers[0].queued == before
+                await silent.until_vectors({0: 300})
+                assert silent.departures == []
                 assert all(is_eventfd(fd) for fd in silent.fds[0])
 
     asyncio.run(scenario())
 
 
+def test_one_to_whom_a_part_went_hears_that_the_peer_left(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path / "s", vectors=300) as watched:
+            early = await watched.join({0: 300})
+            with Client(watched.path) as slow:
+                await watched.event(PeerJoined, 2)
+                assert (
+                    watched.server.peers[1].queued > 300
+                )  # the socket took a part of the other's 300, and none of its own
+                early.close()
+                await watched.event(PeerDeparted)
+                await slow.until_vectors({1: 300})
+                await slow.until(lambda: slow.departures == [0])
+
+    asyncio.run(scenario())
+
+
 def test_everybody_gets_everything_in_a_burst_while_one_does_not_read(tmp_path: Path) -> None:
-    peers, vectors = 60, 4
+    peers, vectors = 90, 4
     everybody = dict.fromkeys(range(peers), vectors)
 
     async def scenario() -> None:

@@ -159,14 +159,14 @@ from ivshmem_lab.server.events import PeerJoined
 async def scenario():
     async with serving(Path(sys.argv[1]), vectors=20) as watched:
         resource.setrlimit(resource.RLIMIT_NOFILE, (300, 4096))
-        clients = [Client(watched.path) for _ in range(6)]
-        await watched.event(PeerJoined, 6)
-        # 6 memories and 720 vectors to send, of which 300 can be in flight
+        clients = [Client(watched.path) for _ in range(8)]
+        await watched.event(PeerJoined, 8)
+        # 8 memories and 1280 vectors to send, of which 300 can be in flight
         async with asyncio.timeout(20):  # until the kernel refuses some
             while all(peer.retry is None for peer in watched.server._roster.connections.values()):
                 await asyncio.sleep(0)
         resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-        everybody = dict.fromkeys(range(6), 20)
+        everybody = dict.fromkeys(range(8), 20)
         await asyncio.gather(*(client.until_vectors(everybody) for client in clients))
         for client in clients:
             client.close()
