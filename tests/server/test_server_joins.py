@@ -106,7 +106,7 @@ def test_one_to_whom_a_part_went_hears_that_the_peer_left(tmp_path: Path) -> Non
 
 
 def test_everybody_gets_everything_in_a_burst_while_one_does_not_read(tmp_path: Path) -> None:
-    peers, vectors = 90, 4
+    peers, vectors = 66, 4
     everybody = dict.fromkeys(range(peers), vectors)
 
     async def scenario() -> None:
