@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ivshmem_lab.ipc.memory import SharedMemory
 from ivshmem_lab.peer.channel import ChannelCorruptError, ChannelError, Receiver, Sender, area_bytes
 
 if TYPE_CHECKING:
@@ -152,3 +156,59 @@ def test_a_sender_names_what_is_wrong(field: str, write: Callable[[np.ndarray], 
     with pytest.raises(ChannelCorruptError) as caught:
         sender.send_all([bytes(100)] * 3, 0)
     assert caught.value.field == field
+
+
+SCRIBBLER = """
+import mmap, os, random, sys
+fd, offset, size = map(int, sys.argv[1:])
+memory = memoryview(mmap.mmap(fd, 0))[offset : offset + size].cast("I")
+choose = random.Random(3)
+nasty = [0, 1, 16, 112, 113, 240, 256, 1 << 31, 2**32 - 16, 2**32 - 1]
+print("scribbling", flush=True)
+while os.getppid() != 1:
+    index = choose.randrange(32) if choose.random() < 0.5 else 32 + 4 * choose.randrange(16) + choose.randrange(4)
+    memory[index] = choose.choice(nasty)
+"""
+
+
+def test_another_process_that_scribbles_meanwhile_is_never_followed_out_of_the_area() -> None:
+    """What is checked cannot change between check and use: each word is read once, by either side."""
+    choose = random.Random(5)
+    with SharedMemory.create_memfd(OFFSET + SIZE + 4096) as shared:
+        memory = shared.array()
+        memory[:] = GUARD
+        memory[OFFSET : OFFSET + SIZE] = 0
+        scribbler = subprocess.Popen(
+            [sys.executable, "-c", SCRIBBLER, str(shared.fd), str(OFFSET), str(SIZE)],
+            pass_fds=[shared.fd],
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert scribbler.stdout is not None
+            assert scribbler.stdout.readline() == b"scribbling\n"
+            good = errors = 0
+            for _ in range(3000):
+                try:
+                    sender, receiver = Sender(memory, OFFSET, SIZE), Receiver(memory, OFFSET, SIZE)
+                    for _ in range(4):
+                        room = sender.reserve(choose.randrange(113), 0)
+                        check_inside(memory, room)
+                        room[:] = 2
+                        sender.commit()
+                        for view in receiver.peek_all(0):
+                            check_inside(memory, view)
+                            view.sum()
+                            good += 1
+                        sender.send(bytes(choose.randrange(113)), 0)
+                        receiver.receive(0)
+                        good += 1
+                except ChannelError:
+                    errors += 1
+        finally:
+            scribbler.kill()
+            scribbler.communicate()
+        assert (memory[:OFFSET] == GUARD).all()
+        assert (memory[OFFSET + SIZE :] == GUARD).all()
+        assert good
+        assert errors
+        del memory, room, view, sender, receiver
