@@ -16,6 +16,8 @@ from .effects import Effects, MapBar
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+SNAPSHOT_VERSION = 1
+"""Of what `PciFunction.snapshot` returns, subclasses included."""
 CONFIG_BYTES = 256
 ADDRESS_LIMIT = 1 << 46
 """The physical addresses of common x86 CPUs end here; the Unicorn engine's at 2^52 (measured, 2.1.4)."""
@@ -162,7 +164,7 @@ class PciFunction:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as plain values."""
-        return {"config": bytes(self._config)}
+        return {"version": SNAPSHOT_VERSION, "config": bytes(self._config)}
 
     def restore(self, state: dict[str, Any]) -> Effects:
         """Take over what `snapshot` returned: only bits that a guest can write.
@@ -170,8 +172,12 @@ class PciFunction:
         Raises
         ------
         DeviceError
-            When other bits differ.
+            When other bits differ, or the snapshot is of another version.
         """
+        if state["version"] != SNAPSHOT_VERSION:
+            raise DeviceError(
+                f"{self.name}: a snapshot of version {state['version']!r}; this is version {SNAPSHOT_VERSION}"
+            )
         config = state["config"]
         for offset, (new, own, mask) in enumerate(zip(config, self._initial, self._mask, strict=True)):
             if (new ^ own) & ~mask and offset not in (COMMAND, COMMAND + 1):

@@ -293,13 +293,20 @@ class SerialLine:
             del self._output[:written]
             left = bool(self._output)
         if self._writing != left and self._output_fd >= 0:
-            self._writing = left
-            if left:
-                self._loop.add_writer(self._output_fd, self.flush)
-            else:
-                self._loop.remove_writer(self._output_fd)
+            self._wait_for_room(left)
         if not left:
             self._drained.set()
+
+    def _wait_for_room(self, wait: bool) -> None:
+        self._writing = wait
+        if not wait:
+            self._loop.remove_writer(self._output_fd)
+            return
+        try:
+            self._loop.add_writer(self._output_fd, self.flush)
+        except PermissionError:  # a file, which always has room: the guest wrote more meanwhile
+            self._writing = False
+            self._loop.call_soon(self.flush)
 
     def _write(self, pending: bytes) -> int:
         """Write some bytes; returns how many are done with."""
