@@ -44,6 +44,9 @@ START_S = 10.0
 STALL_S = 3.0
 """Nobody heard anything for so long: what has not come by now is lost."""
 
+OURS = [sys.executable, "-m", "ivshmem_lab.server.cli"]
+"""Our server."""
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _TURN_MESSAGES = 512  # read from one client before the others get a turn
 _OWN_FILES = 64  # what this process has open besides the clients
@@ -51,7 +54,7 @@ _FD_SPACE = socket.CMSG_SPACE(array("i").itemsize)
 _NOT_NOW = {errno.EAGAIN, errno.ECONNREFUSED, errno.ENOENT}  # the backlog is full; nobody listens; no socket yet
 
 
-class _Client:
+class Client:
     """One client: counts what it hears; descriptors are closed at once."""
 
     __slots__ = ("heard", "own_id", "sock", "vectors", "wrong")
@@ -110,7 +113,7 @@ class _Crowd:
         self._peers = peers
         self._vectors = vectors
         self._epoll = select.epoll()
-        self.clients: dict[int, _Client] = {}
+        self.clients: dict[int, Client] = {}
         self.expected = peers * (3 + peers * vectors)
         self.heard = 0
         self.ended = 0
@@ -142,7 +145,7 @@ class _Crowd:
                 if error.errno not in _NOT_NOW:
                     raise
                 break
-            self.clients[sock.fileno()] = _Client(sock)
+            self.clients[sock.fileno()] = Client(sock)
             self._epoll.register(sock, select.EPOLLIN)
             joined += 1
         return joined
@@ -212,14 +215,13 @@ def bench_server(peers: int, vectors: int, against: str | None = None, rounds: i
     rounds = (1 if against is None else 3) if rounds is None else rounds
     if rounds < 1:
         raise UsageError(f"{rounds} rounds are not allowed; at least 1")
-    ours = [sys.executable, "-m", "ivshmem_lab.server.cli"]
     program = None if against is None else shutil.which(against)
     if against is not None and program is None:
         raise UsageError(f"program {against!r} is not there; give a path, or a name that is on PATH")
     results: dict[str, list[dict[str, Any]]] = {"ours": [], "against": []}
-    with _many_files(peers):
+    with many_files(peers):
         for _ in range(rounds):
-            results["ours"].append(_measure(ours, peers, vectors))
+            results["ours"].append(_measure(OURS, peers, vectors))
             if program is not None:
                 results["against"].append(_measure([program], peers, vectors))
     chosen = {"peers": peers, "vectors": vectors, **_typical(results["ours"]), "rounds": rounds}
@@ -235,7 +237,7 @@ def _typical(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _many_files(peers: int) -> Iterator[None]:
+def many_files(peers: int) -> Iterator[None]:
     """Allow as many open files as the clients need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = peers + _OWN_FILES
@@ -250,8 +252,9 @@ def _many_files(peers: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def _measure(command: list[str], peers: int, vectors: int) -> dict[str, Any]:
-    """Start a server, let everybody in, and end it."""
+@contextlib.contextmanager
+def running_server(command: list[str], vectors: int) -> Iterator[tuple[subprocess.Popen[bytes], str, int]]:
+    """Run a server with the flags of QEMU's; give its process, its socket, and a file with what it says."""
     with tempfile.TemporaryDirectory(prefix="ivbench-", dir="/tmp") as directory:
         path = f"{directory}/s"
         name = Path(directory).name
@@ -263,25 +266,32 @@ def _measure(command: list[str], peers: int, vectors: int) -> dict[str, Any]:
             )
             stack.callback(Path("/dev/shm", name).unlink, missing_ok=True)  # a server that dies leaves it there
             stack.callback(_end, server)
-            crowd = _Crowd(path, peers, vectors)
-            stack.callback(crowd.close)
-            pid, cpu_before = _first_client(crowd, server, said.fileno())
-            seconds = crowd.run()
-            if crowd.ended == peers:  # it is dead, or about to be
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    server.wait(1)
-            alive = server.poll() is None
-            cpu = _cpu_seconds(pid) - cpu_before if alive else 0.0
-            return {
-                "complete": crowd.complete,
-                "messages_expected": crowd.expected,
-                "messages_received": crowd.heard,
-                "lost": crowd.expected - crowd.heard,
-                "seconds": round(seconds, 4),
-                "server_cpu_seconds": round(cpu, 4),
-                "server_rss_mb": round(_rss_mb(pid), 2) if alive else 0.0,
-                "server_survived": alive,
-            }
+            yield server, path, said.fileno()
+
+
+def _measure(command: list[str], peers: int, vectors: int) -> dict[str, Any]:
+    """Start a server, let everybody in, and end it."""
+    with (
+        running_server(command, vectors) as (server, path, said_fd),
+        contextlib.closing(_Crowd(path, peers, vectors)) as crowd,
+    ):
+        pid, cpu_before = _first_client(crowd, server, said_fd)
+        seconds = crowd.run()
+        if crowd.ended == peers:  # it is dead, or about to be
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(1)
+        alive = server.poll() is None
+        cpu = cpu_seconds(pid) - cpu_before if alive else 0.0
+        return {
+            "complete": crowd.complete,
+            "messages_expected": crowd.expected,
+            "messages_received": crowd.heard,
+            "lost": crowd.expected - crowd.heard,
+            "seconds": round(seconds, 4),
+            "server_cpu_seconds": round(cpu, 4),
+            "server_rss_mb": round(rss_mb(pid), 2) if alive else 0.0,
+            "server_survived": alive,
+        }
 
 
 def _first_client(crowd: _Crowd, server: subprocess.Popen[bytes], said_fd: int) -> tuple[int, float]:
@@ -289,7 +299,7 @@ def _first_client(crowd: _Crowd, server: subprocess.Popen[bytes], said_fd: int) 
     deadline = time.monotonic() + START_S
     pause = select.poll()
     while True:
-        before = _cpu_seconds(server.pid)
+        before = cpu_seconds(server.pid)
         if crowd.join():
             break
         if server.poll() is not None or time.monotonic() > deadline:
@@ -300,7 +310,7 @@ def _first_client(crowd: _Crowd, server: subprocess.Popen[bytes], said_fd: int) 
         pause.poll(5)
     # who listens may be a child of what was started (a script, say); the kernel knows it
     pid = Credentials.of(next(iter(crowd.clients.values())).sock).pid
-    return pid, before if pid == server.pid else _cpu_seconds(pid)
+    return pid, before if pid == server.pid else cpu_seconds(pid)
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
@@ -312,8 +322,8 @@ def _end(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
-def _cpu_seconds(pid: int) -> float:
-    """CPU time of a process and its threads (proc(5)): in ns where the kernel counts them, else in ticks of 10 ms."""
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process (proc(5)): in ns where the kernel counts them, else in ticks of 10 ms."""
     try:
         threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
         spent_ns = [int(thread.read_text().split()[0]) for thread in threads]
@@ -325,7 +335,8 @@ def _cpu_seconds(pid: int) -> float:
         return 0.0
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process in MB; 0 when it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -358,10 +369,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--vectors", type=int, default=1, metavar="V", help="vectors of each (%(default)s)")
     add("--against", metavar="PROGRAM", help="another server with the flags of QEMU's, measured in turns with ours")
     add("--rounds", type=int, metavar="N", help="how often each is measured (3 with --against, else 1)")
+    add("--cycles", type=int, metavar="N", help="instead: N peers join and leave, one by one; does the server grow?")
     add("--json", action="store_true", help="print one JSON object")
     try:
         given = parser.parse_args(argv)
-        result = bench_server(given.peers, given.vectors, given.against, given.rounds)
+        if given.cycles is not None:
+            from .churn import bench_churn  # which is built on this
+
+            result = bench_churn(OURS if given.against is None else [given.against], given.cycles, given.vectors)
+        else:
+            result = bench_server(given.peers, given.vectors, given.against, given.rounds)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except IvshmemLabError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ivshmem_lab.bench.server import _cpu_seconds, bench_server, main
+from ivshmem_lab.bench.server import bench_server, cpu_seconds, main
 from ivshmem_lab.errors import ServerError, UsageError
 
 if TYPE_CHECKING:
@@ -126,9 +126,24 @@ def test_command_prints_json_or_a_table(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_cpu_time_is_that_of_the_process() -> None:
-    before = _cpu_seconds(os.getpid())
+    before = cpu_seconds(os.getpid())
     began = time.process_time()
     while time.process_time() - began < 0.05:
         pass
-    assert 0.03 < _cpu_seconds(os.getpid()) - before < 1
-    assert _cpu_seconds(2**22 + 1) == 0.0
+    assert 0.03 < cpu_seconds(os.getpid()) - before < 1
+    assert cpu_seconds(2**22 + 1) == 0.0
+
+
+def test_a_server_does_not_grow_while_peers_come_and_go(run_cli) -> None:
+    result = run_cli(["ivshmem-lab", "bench", "server", "--cycles", "500", "--vectors", "3", "--json"])
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["cycles"], told["complete"]) == (500, 500)
+    assert told["server_fds"][0] == told["server_fds"][1] > 0
+    assert told["server_rss_mb"][1] < told["server_rss_mb"][0] + 5
+
+
+def test_too_few_cycles_are_refused(run_cli) -> None:
+    result = run_cli(["ivshmem-lab", "bench", "server", "--cycles", "9"])
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "9 cycles are not allowed; at least 10" in result.stderr
