@@ -241,10 +241,13 @@ def waiting(tmp_path: Path, memory: SharedMemory) -> Iterator[tuple[Machine, Oth
             yield destination, other
 
 
-def description(**changes: Any) -> bytes:
+TRAITS = ["BAR 0 of 256 in 32 bits", "BAR 2 of 1M in 64 bits", "interrupt pin 0"]
+
+
+def description(traits: list[str] = TRAITS, **changes: Any) -> bytes:
     device = {"address": "0000:00:06.0", "driver": "ivshmem-plain", "device_id": "x", "memory_bytes": MIB, "vectors": 0}
     machine = {"machine": "pc", "memory_bytes": 32 * MIB, "debug_exit": [0xF4, 4], "run_state": "running"}
-    return encode({**machine, "devices": [{**device, "traits": []}], **changes})
+    return encode({**machine, "devices": [{**device, "traits": traits}], **changes})
 
 
 HEADER = MAGIC + struct.pack(">I", VERSION)
@@ -285,6 +288,10 @@ PAGE = b"x" * 4096
             "the description of the source's machine is damaged",
         ),
         (HEADER + frame(Kind.DESCRIPTION, description(machine="q35")), "machine type: q35 at the source, pc at the"),
+        (
+            HEADER + frame(Kind.DESCRIPTION, description(traits=["BAR 9"])),
+            "properties of ivshmem-plain 'x' at 0000:00:06.0:",
+        ),
         (AGREED, "closed the connection in the middle"),
         (AGREED + frame(Kind.END), "the migration stream lacks the state of machine, cpu"),
         (AGREED + frame(Kind.STATE, encode(["machine", {}])) * 2, "without a name, unknown, or twice"),

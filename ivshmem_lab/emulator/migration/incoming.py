@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from ..runner import RunState
@@ -52,8 +53,9 @@ class Incoming:
             await stream.answer()
             await stream.receive(Kind.GO)
         except MigrationError as error:
-            await stream.answer(str(error))
-            await stream.finish()
+            with contextlib.suppress(OSError):  # the source may be gone
+                await stream.answer(str(error))
+                await stream.finish()
             raise
         await self._go_on(source)
         await stream.finish()
@@ -64,8 +66,9 @@ class Incoming:
         source = Description.from_plain(decode(payload))
         here = await emulator.on_vcpu(lambda: state.describe(emulator))
         difference = mismatch(source, here) or state.peer_devices(emulator)
-        if difference is not None:
-            raise MigrationError(difference)
+        reasons = [difference] if difference is not None else state.blockers(emulator)
+        if reasons:
+            raise MigrationError(reasons[0])
         return source
 
     async def _receive(self, stream: Stream) -> None:

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from ...errors import IvshmemLabError
+from ...units import format_size
 from .description import MASTER_BLOCKER, Description, DeviceDescription
 from .memory import Block
 from .stream import MigrationError
@@ -13,12 +14,14 @@ from .stream import MigrationError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ...device.pci import PciFunction
     from ...pc.machine import Peripheral
     from ..emulator import Emulator
 
 SECTIONS = ("machine", "cpu")
 RAM = "pc.ram"
 MACHINE = "pc"
+INTERRUPT_PIN = 0x3D
 
 
 def pci_address(slot: int) -> str:
@@ -67,7 +70,13 @@ def _described(device_id: str, plugged: Peripheral) -> DeviceDescription:
         device_id=device_id,
         memory_bytes=device.memory_bytes,
         vectors=device.msix.vectors if device.msix else 0,
+        traits=(*_bars(device), f"interrupt pin {device.read_config(INTERRUPT_PIN, 1)}"),
     )
+
+
+def _bars(device: PciFunction) -> Iterator[str]:
+    for index, bar in sorted(device.bars.items()):
+        yield f"BAR {index} of {format_size(bar.size_bytes)} in {64 if bar.is_64bit else 32} bits"
 
 
 def describe(emulator: Emulator) -> Description:
