@@ -13,6 +13,7 @@
     │   ├── PeerClosedError       the connection to the server is gone
     │   └── UnknownPeerError      no such peer id or vector
     ├── DeviceError               the device model or the machine was set up wrongly
+    │   └── SnapshotMismatchError a snapshot of another device; `.mismatches` says what differs
     ├── GuestError                a guest program: not found, not an ELF, sources and ELF apart
     ├── VmError                   a virtual machine process
     │   ├── EmulatorNotFoundError the program is not installed
@@ -24,6 +25,11 @@ A message says what was wrong, with which value, what is allowed, and what to do
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class IvshmemLabError(Exception):
@@ -82,6 +88,26 @@ class UnknownPeerError(PeerError):
 
 class DeviceError(IvshmemLabError):
     """The device model or the machine around it was set up wrongly."""
+
+
+class SnapshotMismatchError(DeviceError):
+    """A snapshot does not belong to this device.
+
+    Parameters
+    ----------
+    name
+        The device that shall take it over.
+    mismatches
+        What differs: ``{"vectors": (there, here)}``.
+    """
+
+    def __init__(self, name: str, mismatches: Mapping[str, tuple[object, object]]) -> None:
+        differences = ", ".join(
+            f"{what} is {there} there and {here} here" for what, (there, here) in mismatches.items()
+        )
+        super().__init__(f"{name}: the snapshot is of another device: {differences}")
+        self.name = name
+        self.mismatches = dict(mismatches)
 
 
 class GuestError(IvshmemLabError):

@@ -61,14 +61,15 @@ class Msix:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as plain values."""
-        return {"table": bytes(self._table), "pending": self._pending}
+        return {"vectors": self.vectors, "table": self._table.hex(), "pending": f"{self._pending:x}"}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `snapshot` returned."""
-        if len(state["table"]) != self.table_bytes:
-            raise DeviceError(f"MSI-X table of {len(state['table'])} bytes, and it has {self.table_bytes} here")
-        self._table[:] = state["table"]
-        self._pending = state["pending"] & (1 << self.vectors) - 1
+        table = bytes.fromhex(state["table"])
+        if len(table) != self.table_bytes:
+            raise DeviceError(f"MSI-X table of {len(table)} bytes, and it has {self.table_bytes} here")
+        self._table[:] = table
+        self._pending = int(state["pending"], 16) & (1 << self.vectors) - 1
 
     def capability(self) -> bytes:
         """Return the capability as it stands in configuration space at reset (12 bytes)."""
@@ -118,6 +119,14 @@ class Msix:
             self._pending |= 1 << vector
             return ()
         return (self._message(vector),)
+
+    def describe(self) -> str:
+        """Say in one line what the state is."""
+        switch = "on" if self.enabled else "off (events are lost)"
+        mask = ", all vectors masked" if self.function_masked else ""
+        masked = sum(self._masked(vector) for vector in range(self.vectors))
+        waiting = self._pending.bit_count()
+        return f"MSI-X {switch}{mask}: {self.vectors} vectors, {masked} masked, {waiting} pending ({self._pending:#x})"
 
     def _masked(self, vector: int) -> bool:
         return bool(self._table[vector * ENTRY_BYTES + 12] & 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeviceError
+from ..errors import DeviceError, SnapshotMismatchError
 from ..units import is_power_of_two
 from .effects import Effects, MapBar
 
@@ -163,28 +163,39 @@ class PciFunction:
         return bytes(self._config)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the state as plain values."""
-        return {"version": SNAPSHOT_VERSION, "config": bytes(self._config)}
+        """Return the state as plain values that JSON can hold; ``version`` says how to read them."""
+        return {"version": SNAPSHOT_VERSION, "model": self.name, "config": self._config.hex()}
 
     def restore(self, state: dict[str, Any]) -> Effects:
         """Take over what `snapshot` returned: only bits that a guest can write.
 
         Raises
         ------
+        SnapshotMismatchError
+            When it is a snapshot of another device or another version; nothing has changed then.
         DeviceError
-            When other bits differ, or the snapshot is of another version.
+            When other bits differ.
         """
-        if state["version"] != SNAPSHOT_VERSION:
-            raise DeviceError(
-                f"{self.name}: a snapshot of version {state['version']!r}; this is version {SNAPSHOT_VERSION}"
-            )
-        config = state["config"]
+        self._check_same(state)
+        config = bytes.fromhex(state["config"])
         for offset, (new, own, mask) in enumerate(zip(config, self._initial, self._mask, strict=True)):
             if (new ^ own) & ~mask and offset not in (COMMAND, COMMAND + 1):
                 raise DeviceError(f"{self.name}: configuration byte {offset:#x} is {new:#x} there and {own:#x} here")
         self._config[:] = config
         self.command = int.from_bytes(self._config[COMMAND : COMMAND + 2], "little")
         return self._remap()
+
+    def _check_same(self, state: dict[str, Any]) -> None:
+        """Refuse a snapshot of another device, by name."""
+        expected = self.snapshot_identity()
+        there = {what: state.get(what) for what in expected}
+        mismatches = {what: (there[what], here) for what, here in expected.items() if there[what] != here}
+        if mismatches:
+            raise SnapshotMismatchError(self.name, mismatches)
+
+    def snapshot_identity(self) -> dict[str, Any]:
+        """Return what must be the same on a device that takes over a snapshot of this one."""
+        return {"version": SNAPSHOT_VERSION, "model": self.name}
 
     def read_config(self, offset: int, size: int) -> int:
         """Read `size` bytes (1, 2 or 4) at `offset`; beyond the end reads ones."""

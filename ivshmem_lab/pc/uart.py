@@ -69,13 +69,17 @@ class Uart:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as plain values."""
-        return {"registers": bytes(self._registers), "divisor": bytes(self._divisor), "input": bytes(self._input)}
+        return {
+            "registers": self._registers.hex(),
+            "divisor": self._divisor.hex(),
+            "input": bytes(self._input).hex(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `snapshot` returned."""
-        self._registers[:] = state["registers"].ljust(PORTS, bytes(1))[:PORTS]
-        self._divisor[:] = state["divisor"].ljust(2, bytes(1))[:2]
-        self._input = deque(state["input"][:INPUT_LIMIT])
+        self._registers[:] = bytes.fromhex(state["registers"]).ljust(PORTS, bytes(1))[:PORTS]
+        self._divisor[:] = bytes.fromhex(state["divisor"]).ljust(2, bytes(1))[:2]
+        self._input = deque(bytes.fromhex(state["input"])[:INPUT_LIMIT])
 
     def read(self, offset: int, size: int) -> int:
         """Carry out IN; a wider access reads the first register."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 from ivshmem_lab.device.effects import Effects, RingDoorbell
 from ivshmem_lab.device.ivshmem import Ivshmem
-from ivshmem_lab.device.registers import BAR0_REGISTERS
+from ivshmem_lab.device.registers import BAR0_REGISTERS, document
+from ivshmem_lab.errors import UsageError
 
 MASK, STATUS, POSITION, DOORBELL = 0, 4, 8, 12
 MEMORY_BYTES = 4096
@@ -188,7 +191,7 @@ def test_its_repr_shows_every_register_with_value_and_meaning(device: Ivshmem) -
     for register in BAR0_REGISTERS:
         assert re.search(rf"{register.offset:#04x} {register.name} .*{re.escape(register.meaning)}", text)
     assert "0x0000abcd" in text
-    assert "MSI-X 2 vectors, disabled" in text
+    assert "MSI-X off (events are lost): 2 vectors, 2 masked, 0 pending (0x0)" in text
     assert read(device, STATUS) == 0
 
 
@@ -211,3 +214,104 @@ def test_no_access_to_the_registers_raises_or_shows_more_than_its_width(
         assert 0 <= device.int_mask <= 0xFFFFFFFF
         assert 0 <= device.int_status <= 0xFFFFFFFF
     assert read(device, POSITION) == 5
+
+
+def test_peek_tells_what_a_read_would_give_and_clears_nothing(device: Ivshmem) -> None:
+    write(device, STATUS, 5)
+    assert [device.peek(STATUS) for _ in range(2)] == [5, 5]
+    assert [read(device, STATUS) for _ in range(2)] == [5, 0]
+    assert (device.peek(DOORBELL), device.peek(POSITION), device.peek(0x40)) == (0, device.peer_id, 0)
+
+
+def test_every_bit_of_every_register_belongs_to_one_field() -> None:
+    for register in BAR0_REGISTERS:
+        masks = [field.mask for field in register.fields]
+        assert sum(masks) == 0xFFFFFFFF
+        assert all(one & other == 0 for i, one in enumerate(masks) for other in masks[i + 1 :])
+
+
+def test_the_repr_takes_the_registers_apart_into_their_fields(device: Ivshmem) -> None:
+    write(device, STATUS, 1)
+    text = repr(device)
+    for words in (
+        "[31:0] status = 1 (rung)",
+        "[31:16] peer: id of the peer",
+        "[15:0] vector",
+        f"id = {device.peer_id}",
+    ):
+        assert words in text
+    assert device.int_status == 1, "looking is free"
+
+
+def test_the_document_has_every_register_and_field() -> None:
+    text = document()
+    for register in BAR0_REGISTERS:
+        assert f"| {register.offset:#04x} | {register.name} |" in text
+        assert all(f"| {field.high}..{field.low} {field.name} |" in text for field in register.fields)
+
+
+FAR = 1 << 16 | 0x0101
+"""Vector 257 of peer 1, who has 300; with 8 bits it is vector 1."""
+
+
+@pytest.mark.parametrize(
+    ("quirks", "ioeventfd", "size", "offset", "rung"),
+    [
+        ("none", True, 4, DOORBELL, 0x101),
+        ("none", False, 4, DOORBELL, 0x101),
+        ("none", False, 8, POSITION, 0x101),
+        ("qemu-7.2", True, 4, DOORBELL, 0x101),
+        ("qemu-7.2", False, 4, DOORBELL, 1),
+        ("qemu-7.2", True, 8, POSITION, 1),
+    ],
+)
+def test_only_the_register_path_of_qemu_looks_at_8_bits_of_the_vector(
+    quirks: str, ioeventfd: bool, size: int, offset: int, rung: int
+) -> None:
+    device = Ivshmem(4096, vectors=2, quirks=quirks, ioeventfd=ioeventfd)
+    device.peer_vector(1, 299)
+    assert device.write_bar(0, offset, size, FAR << 8 * (size - 4)) == (RingDoorbell(1, rung),)
+
+
+def test_a_vector_that_nobody_has_reaches_another_one_only_with_the_quirk() -> None:
+    for quirks, effects in (("none", ()), ("qemu-7.2", (RingDoorbell(1, 0),))):
+        device = Ivshmem(4096, vectors=2, quirks=quirks)
+        device.peer_vector(1, 1)
+        assert device.write_bar(0, DOORBELL, 4, 0x0001_0100) == effects
+
+
+def test_quirks_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"'qemu-1.0'.*none, qemu-7.2"):
+        Ivshmem(4096, quirks="qemu-1.0")
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_a_register_access_keeps_no_memory_and_takes_little_for_a_moment(size: int) -> None:
+    device = Ivshmem(4096, vectors=2)
+
+    def access() -> None:
+        device.write_bar(0, MASK, size, 0x55)
+        device.read_bar(0, MASK, size)
+        device.write_bar(0, DOORBELL, size, 0)
+        device.write_bar(1, 8, 4, 0x41)
+        device.read_bar(1, 8, 4)
+
+    def many(rounds: int) -> None:
+        for _ in range(rounds):
+            access()
+
+    many(100)
+    blocks = sys.getallocatedblocks()
+    many(1000)
+    assert sys.getallocatedblocks() - blocks < 50, "1000 rounds leave nothing behind"
+    many(1)
+    tracemalloc.start()
+    try:
+        access()
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        access()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 512, "frames and numbers, no lists"

@@ -98,7 +98,7 @@ def test_a_machine_that_takes_over_a_snapshot_is_the_same(steps: list[tuple[str,
 
 
 def test_a_snapshot_is_of_plain_values() -> None:
-    text = json.dumps(machine()[0].snapshot(), default=lambda value: {"hex": bytes(value).hex()})
+    text = json.dumps(machine()[0].snapshot())
     assert "iv" not in json.loads(text)["pci"]
 
 
@@ -113,9 +113,9 @@ def test_what_pends_on_vectors_that_are_not_masked_is_sent_on_arrival() -> None:
         made.event(device, vector)
     taken: dict[str, Any] = made.snapshot()
     function = taken["pci"]["functions"][f"{SLOT:x}.0"]
-    config = bytearray(function["config"])
+    config = bytearray.fromhex(function["config"])
     config[0x43] = 0x80  # nothing masks the function where it arrives
-    function["config"] = bytes(config)
+    function["config"] = config.hex()
     other, other_device, _ = machine()
     other.restore(taken)
     assert other.lapic.requested == 1 << 0x40
@@ -127,20 +127,20 @@ def test_bytes_that_no_guest_can_write_must_be_equal(offset: int) -> None:
     made, _, _ = machine()
     taken = made.snapshot()
     function = taken["pci"]["functions"][f"{SLOT:x}.0"]
-    config = bytearray(function["config"])
+    config = bytearray.fromhex(function["config"])
     config[offset] ^= 0x01
-    function["config"] = bytes(config)
+    function["config"] = config.hex()
     with pytest.raises(DeviceError, match=rf"ivshmem-doorbell: configuration byte {offset:#x} is "):
         machine()[0].restore(taken)
 
 
 def test_another_version_is_refused() -> None:
     _, device, _ = machine()
-    with pytest.raises(DeviceError, match="ivshmem-doorbell: a snapshot of version 2; this is version 1"):
+    with pytest.raises(DeviceError, match="version is 2 there and 1 here"):
         device.restore({**device.snapshot(), "version": 2})
 
 
 @pytest.mark.parametrize("vectors", [2, 4])
 def test_another_number_of_vectors_is_refused(vectors: int) -> None:
-    with pytest.raises(DeviceError, match=r"configuration byte 0x42|MSI-X table"):
+    with pytest.raises(DeviceError, match=f"vectors is 3 there and {vectors} here"):
         machine(vectors)[0].restore(machine(3)[0].snapshot())
