@@ -123,6 +123,8 @@ class Migration:
             raise QmpError("There's a migration process in progress")
         if self._emulator.state is RunState.INMIGRATE:
             raise QmpError("Guest is waiting for an incoming migration")
+        if self._emulator.state is RunState.POSTMIGRATE:
+            raise QmpError("Can't migrate the vm that was paused due to previous migration")
         if reasons := state.blockers(self._emulator):
             raise QmpError(reasons[0])
         self._error, self._outgoing = None, None
