@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from machines import Machine, memfd_backend, served
-from migrations import BLOCKER, MIGRANT, ended, goes_on, migrate, negotiated, pair, state, status
+from migrations import BLOCKER, MIGRANT, attach, detach, ended, goes_on, migrate, negotiated, pair, state, status
 
 from ivshmem_lab.ipc.memory import SharedMemory
 from ivshmem_lab.peer.peer import Peer
@@ -148,16 +148,11 @@ def test_a_peer_detaches_moves_and_is_attached_again_under_a_new_id(tmp_path: Pa
             assert refused["error"] == {"class": "GenericError", "desc": BLOCKER}
             assert source.qmp.ok("query-migrate") == {"blocked-reasons": [BLOCKER]}
             assert state(source)["peer_id"] == 0  # it has not noticed
-            source.qmp.ok("device_del", id="iv")
-            source.serial.sendall(b"e")
-            source.says("migrant: ejected 00000020\n")
-            source.qmp.event("DEVICE_DELETED")
+            detach(source)
             assert source.qmp.ok("query-migrate") == {}
             assert migrate(source, uri)["status"] == "completed"
             goes_on(destination)
-            destination.qmp.ok("device_add", driver="ivshmem-doorbell", id="iv", chardev="c", addr="5", master="off")
-            destination.serial.sendall(b"o")
-            destination.says("migrant: opened\n")
+            attach(destination)
             assert goes_on(destination)["peer_id"] == 1
             me.wait_for_peer(1, timeout_s=10.0)
             me.ring(1, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,4 @@ class Listener:
 
 
 def _reason(error: OSError) -> str:
-    import os
-
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
