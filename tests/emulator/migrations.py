@@ -66,3 +66,18 @@ def status(machine: Machine) -> str:
     """Return the run state."""
     name: str = machine.qmp.ok("query-status")["status"]
     return name
+
+
+def detach(machine: Machine) -> None:
+    """Unplug the device ``iv`` in slot 5, with the guest's help."""
+    machine.qmp.ok("device_del", id="iv")
+    machine.serial.sendall(b"e")
+    machine.says("migrant: ejected 00000020\n")
+    machine.qmp.event("DEVICE_DELETED")
+
+
+def attach(machine: Machine) -> None:
+    """Plug ``iv`` in again, as a peer at the server behind the chardev ``c``, and let the guest open it."""
+    machine.qmp.ok("device_add", driver="ivshmem-doorbell", id="iv", chardev="c", addr="5", master="off")
+    machine.serial.sendall(b"o")
+    machine.says("migrant: opened\n")

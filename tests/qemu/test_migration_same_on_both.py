@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from machines import LIMIT_S, Machine, Qmp, memfd_backend, served
-from migrations import BLOCKER, MIGRANT, goes_on, migrate, negotiated, pair, status
+from migrations import BLOCKER, MIGRANT, attach, detach, goes_on, migrate, negotiated, pair, status
 
 from ivshmem_lab.ipc.memory import SharedMemory
 from ivshmem_lab.peer.peer import Peer
