@@ -36,16 +36,19 @@ if TYPE_CHECKING:
 WANTED_TRIP, WANTED_MESSAGES = 1.5, 0.8
 
 _LIMIT_S = 30.0
-_RING_BYTES = 4 * MIB
-_AREA = area_bytes(_RING_BYTES)
-_ANSWERS = 8 * MIB  # offset of the channel for the receiver's "all read"
-_COPIES = 12 * MIB  # offset of the memory that numpy copies into
-_MEMORY = "16M"
+_LARGEST_RING_BYTES = 64 * MIB
+_ANSWERS_BYTES = area_bytes(4096)
 _SOURCE_BYTES = 16 * MIB
 
 
 def bench_channel(
-    *, rounds: int = 9, trips: int = 5000, messages: int = 1024, message_bytes: int = 64 * KIB, cpu: int | None = None
+    *,
+    rounds: int = 9,
+    trips: int = 5000,
+    messages: int = 1024,
+    message_bytes: int = 64 * KIB,
+    ring_bytes: int = 8 * MIB,
+    cpu: int | None = None,
 ) -> dict[str, Any]:
     """Measure, and return what :func:`main` prints.
 
@@ -58,7 +61,9 @@ def bench_channel(
     messages
         Messages per round.
     message_bytes
-        Size of each, at most half a ring of 4 MiB.
+        Size of each, at most half the ring.
+    ring_bytes
+        Room of the channel's ring, and of what numpy copies into: a power of two, 1 MiB to 64 MiB.
     cpu
         The CPU for all; None for the last one that we may use.
 
@@ -71,6 +76,10 @@ def bench_channel(
     """
     if min(rounds, trips, messages) < 1 or not 16 <= message_bytes <= 1 * MIB:
         raise UsageError("rounds, trips and messages are 1 or more; a message has 16 bytes to 1M")
+    if not 4 * message_bytes <= ring_bytes <= _LARGEST_RING_BYTES or ring_bytes & (ring_bytes - 1):
+        raise UsageError(
+            f"a ring of {ring_bytes} bytes is not allowed: a power of two, 4 messages to {_LARGEST_RING_BYTES} bytes"
+        )
     before = os.sched_getaffinity(0)
     chosen = max(before) if cpu is None else cpu
     if chosen not in before:
@@ -78,7 +87,7 @@ def bench_channel(
     os.sched_setaffinity(0, {chosen})  # children inherit it
     try:
         with contextlib.ExitStack() as stack:
-            times = _measure(stack, rounds, trips, messages, message_bytes)
+            times = _measure(stack, rounds, trips, messages, message_bytes, ring_bytes)
     finally:
         os.sched_setaffinity(0, before)
     micros = {name: round(min(values) * 1e6, 3) for name, values in times.items() if name != "copied_bytes"}
@@ -88,6 +97,7 @@ def bench_channel(
         "trips": trips,
         "messages": messages,
         "message_bytes": message_bytes,
+        "ring_bytes": ring_bytes,
         "micros": micros,
         "trip_ratio": round(micros["trip_peer"] / micros["trip_eventfd"], 3),
         "trip_ratio_epoll": round(micros["trip_peer"] / micros["trip_epoll"], 3),
@@ -98,7 +108,7 @@ def bench_channel(
 
 
 def _measure(
-    stack: contextlib.ExitStack, rounds: int, trips: int, messages: int, message_bytes: int
+    stack: contextlib.ExitStack, rounds: int, trips: int, messages: int, message_bytes: int, ring_bytes: int
 ) -> dict[str, list[float]]:
     path = str(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ivlab-"))) / "s")
     server = [
@@ -109,7 +119,7 @@ def _measure(
         "-S",
         path,
         "-l",
-        _MEMORY,
+        str(4 * ring_bytes),  # the channel, its answers, and room for the copies
         "-n",
         "2",
         "-M",
@@ -123,7 +133,7 @@ def _measure(
     fds = [os.eventfd(0, flags) for flags in (0, 0, os.EFD_NONBLOCK, os.EFD_NONBLOCK)]
     for fd in fds:
         stack.callback(os.close, fd)
-    arguments = repr((path, fds, rounds, trips, messages))
+    arguments = repr((path, fds, rounds, trips, messages, ring_bytes))
     code = f"from ivshmem_lab.bench.channel import answer; answer(*{arguments})"
     stack.enter_context(_running([sys.executable, "-c", code], fds))
     other = me.wait_for_peer(None, _LIMIT_S)
@@ -136,13 +146,14 @@ def _measure(
         run()
         times.setdefault(name, []).append((time.perf_counter() - start_s) / each)
 
-    sender = Channel.sender(me, 0, _AREA, vector=1)
-    answers = Channel.receiver(me, _ANSWERS, area_bytes(4096), vector=1)
+    sender = Channel.sender(me, 0, area_bytes(ring_bytes), vector=1)
+    answers = Channel.receiver(me, 2 * ring_bytes, _ANSWERS_BYTES, vector=1)
     source = np.random.default_rng(1).integers(0, 256, _SOURCE_BYTES, dtype=np.uint8)
     parts = [source[at : at + message_bytes] for at in range(0, _SOURCE_BYTES - message_bytes + 1, message_bytes)]
     data = [parts[index % len(parts)] for index in range(messages)]
     slots = [
-        me.array("u1", _COPIES + at, message_bytes) for at in range(0, _RING_BYTES - message_bytes + 1, message_bytes)
+        me.array("u1", 3 * ring_bytes + at, message_bytes)
+        for at in range(0, ring_bytes - message_bytes + 1, message_bytes)
     ]
 
     def copy() -> None:
@@ -178,12 +189,12 @@ def _measure(
     return times
 
 
-def answer(path: str, fds: Sequence[int], rounds: int, trips: int, messages: int) -> None:
+def answer(path: str, fds: Sequence[int], rounds: int, trips: int, messages: int, ring_bytes: int) -> None:
     """Be the other process of the measurement: the same steps in the same order."""
     with Peer.connect(path) as me:
         other = me.wait_for_peer(0, _LIMIT_S)
-        receiver = Channel.receiver(me, 0, _AREA, vector=1)
-        answers = Channel.sender(me, _ANSWERS, area_bytes(4096), vector=1)
+        receiver = Channel.receiver(me, 0, area_bytes(ring_bytes), vector=1)
+        answers = Channel.sender(me, 2 * ring_bytes, _ANSWERS_BYTES, vector=1)
         me.ring(other)
         for _ in range(rounds):
             for _ in range(trips):
@@ -275,6 +286,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--trips", type=int, default=5000, metavar="N", help="round trips per round (%(default)s)")
     add("--messages", type=int, default=1024, metavar="N", help="messages per round (%(default)s)")
     add("--message-bytes", type=int, default=64 * KIB, metavar="N", help="size of a message (%(default)s)")
+    add(
+        "--ring-bytes",
+        type=int,
+        default=8 * MIB,
+        metavar="N",
+        help="room of the ring, and for the copies (%(default)s)",
+    )
     add("--cpu", type=int, metavar="N", help="the CPU for both processes and the server (the last one)")
     add("--json", action="store_true", help="print one JSON object")
     try:

@@ -38,7 +38,8 @@ def test_the_table_names_the_cpu_and_what_is_wanted(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--rounds", "0"], ["--message-bytes", "8"], ["--cpu", "99999"], ["--messages", "x"]]
+    "wrong",
+    [["--rounds", "0"], ["--message-bytes", "8"], ["--cpu", "99999"], ["--messages", "x"], ["--ring-bytes", "5000000"]],
 )
 def test_a_wrong_call_ends_with_status_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(wrong) == 2
