@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import select
+import sys
 import time
 from pathlib import Path
 from typing import Self
@@ -39,17 +40,15 @@ def poll_timeout_ms(deadline: float | None) -> int | None:
 def take(fd: int) -> int:
     """Read and clear an eventfd's counter; 0 when it is empty. Never waits, whatever the file's flags say.
 
-    Real QEMU makes the shared open file a blocking one for a moment while it joins (7.2, when it takes passed
-    descriptors), so an empty counter is not read. There may be one reader only.
+    The shared open file may be a blocking one: real QEMU makes it so for a moment while it joins (7.2, when it takes
+    passed descriptors), and so does a peer that waits for nothing else.
     """
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    if not poller.poll(0):
-        return 0
+    counter = bytearray(8)
     try:
-        return os.eventfd_read(fd)
+        os.preadv(fd, [counter], -1, os.RWF_NOWAIT)
     except BlockingIOError:
         return 0
+    return int.from_bytes(counter, sys.byteorder)
 
 
 class EventFd:

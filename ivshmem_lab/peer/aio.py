@@ -47,16 +47,19 @@ class AsyncPeer(Core):
         """Have a function called with the id of each peer that comes; its vectors follow at once."""
         with self._lock:
             self._on_join.append(function)
+            self._hear()
 
     def on_leave(self, function: Callable[[int], object]) -> None:
         """Have a function called with the id of each peer that leaves."""
         with self._lock:
             self._on_leave.append(function)
+            self._hear()
 
     def on_server(self, function: Callable[[ServerGone | Reconnected], object]) -> None:
         """Have a function called when the server is gone, and when we have reconnected."""
         with self._lock:
             self._on_server.append(function)
+            self._hear()
 
     def dispatch(self, timeout_s: float | None = None) -> int:
         """Wait until there is something for a callback, and call it. What a callback raises comes out here.

@@ -56,6 +56,8 @@ class Core:
         self._ways: dict[
             int, tuple[Callable[[float | None, int], list[tuple[int, int]]], int]
         ] = {}  # vectors that were waited for
+        self._quick: dict[int, int] = {}  # vectors that a wait for nothing else reads: blocking descriptors
+        self._lent: set[int] = set()  # vectors whose descriptors are in use elsewhere, and stay non-blocking
         self._polling: list[None] = []
         self._retired: list[Link] = []  # links to close when nobody polls
         self._closed = False
@@ -81,11 +83,15 @@ class Core:
                 return
             self._closed = True
             self._ways.clear()
+            quick = list(self._quick.values())
+            self._quick.clear()
             self._closing.ring()
             for wake in self._sleepers:
                 with contextlib.suppress(RuntimeError):  # its loop is closed
                     wake()
             while self._polling:
+                for fd in quick:
+                    os.eventfd_write(fd, 1)
                 self._nobody_polls.wait()
             self._forget_fds()
             for poller in (*self._pollers.values(), self._news):
@@ -224,7 +230,14 @@ class Core:
             poller.register(self._news, select.EPOLLIN)
         if self._rejoining is None:
             self._ways[vector] = (poller.poll, line.fileno())
+            if not (self._reconnect or self._on_join or self._on_leave or self._on_server or vector in self._lent):
+                os.set_blocking(line.fileno(), True)
+                self._quick[vector] = line.fileno()
         return poller
+
+    def _hear(self) -> None:
+        """Have waits from now on hear what the server says. Under the lock."""
+        self._quick.clear()
 
     def _left_s(self, deadline: float | None) -> float:
         """Return how long to poll: until a deadline or the next attempt to reconnect; -1 for ever."""

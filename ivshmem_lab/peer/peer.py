@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from os import eventfd_read, eventfd_write
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from ..errors import PeerClosedError, UnknownPeerError, UsageError
+from ..ipc.eventfd import take
 from ..ipc.runtime_dir import check_socket_path
 from ..units import format_size
 from .aio import AsyncPeer
 from .joining import QUIET_S
 
 if TYPE_CHECKING:
-    import os
-
     import numpy as np
     from numpy.typing import DTypeLike, NDArray
 
@@ -180,7 +180,7 @@ class Peer(AsyncPeer):
             return self._fresh().others
 
     def vector_fd(self, vector: int = 0) -> int:
-        """Return the descriptor of one of our vectors, for select and friends. It stays ours.
+        """Return the descriptor of one of our vectors, for select and friends. It stays ours, and is non-blocking.
 
         Raises
         ------
@@ -188,7 +188,16 @@ class Peer(AsyncPeer):
             When we have no such vector.
         """
         with self._lock:
-            return self._line(self.peer_id, vector).fileno()
+            fd = self._line(self.peer_id, vector).fileno()
+            self._lent.add(vector)
+            self._quick.pop(vector, None)
+            os.set_blocking(fd, False)
+            return fd
+
+    def check_vector(self, vector: int) -> None:
+        """Raise UnknownPeerError when we have no such vector."""
+        with self._lock:
+            self._line(self.peer_id, vector)
 
     def ring(self, peer_id: int, vector: int = 0) -> None:
         """Interrupt a peer, or ourselves.
@@ -219,7 +228,8 @@ class Peer(AsyncPeer):
     def wait(self, vector: int = 0, timeout_s: float | None = None) -> int:
         """Wait for interrupts on one of our vectors. Those that came before count too.
 
-        Meanwhile we hear of peers that come and go; a server that ends does not end the waiting.
+        Meanwhile we hear of peers that come and go, where that matters: with a time limit, with callbacks, or when
+        reconnecting. A server that ends does not end the waiting.
 
         Returns
         -------
@@ -233,18 +243,23 @@ class Peer(AsyncPeer):
         PeerClosedError
             After :meth:`close`, also by another thread.
         RemoteProtocolError
-            When the server breaks the protocol; once, then waiting goes on without the server.
+            When the server breaks the protocol, where it is heard; once, then waiting goes on without the server.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         polling = self._polling
         polling.append(None)
         try:
-            # The short way, without locks: a round trip is six system calls and little else.
-            poll, fd = self._ways[vector]
-            for ready, _ in poll(timeout_s if timeout_s is None or timeout_s >= 0 else 0, 1):
-                if ready == fd:  # else it would wait where QEMU has just made the eventfd a blocking one
-                    return eventfd_read(fd)
-        except (KeyError, BlockingIOError):  # first time, or reconnecting; or not woken by an interrupt
+            # The short ways, without locks.
+            if timeout_s is None and vector in self._quick:  # four system calls in a round trip
+                count = eventfd_read(self._quick[vector])
+                if not self._closed:  # else it was close() that rang
+                    return count
+            else:  # six
+                poll, fd = self._ways[vector]
+                for ready, _ in poll(timeout_s if timeout_s is None or timeout_s >= 0 else 0, 1):
+                    if ready == fd and (count := take(fd)):
+                        return count
+        except (KeyError, BlockingIOError):  # first time, or reconnecting; or QEMU has made it a non-blocking one again
             pass
         finally:
             polling.pop()

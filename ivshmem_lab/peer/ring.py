@@ -113,7 +113,7 @@ class ChannelEnd:
         if not memory.flags.writeable:
             raise SharedMemoryError("a channel writes into the memory on both sides; this memory is read-only")
         if peer is not None:
-            peer.vector_fd(vector)  # have we such a vector?
+            peer.check_vector(vector)
         self.offset = offset
         self.size_bytes = size_bytes
         self.longest_bytes = data_bytes // 2 - RECORD_BYTES
