@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import IvshmemLabError, ServerError, UsageError
 from ..server.policy import Credentials
 from ..wire.messages import MAX_PEER_ID, MEMORY, MESSAGE_BYTES
+from .process import cpu_seconds, rss_mb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,7 +48,6 @@ STALL_S = 3.0
 OURS = [sys.executable, "-m", "ivshmem_lab.server.cli"]
 """Our server."""
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _TURN_MESSAGES = 512  # read from one client before the others get a turn
 _OWN_FILES = 64  # what this process has open besides the clients
 _FD_SPACE = socket.CMSG_SPACE(array("i").itemsize)
@@ -215,9 +215,7 @@ def bench_server(peers: int, vectors: int, against: str | None = None, rounds: i
     rounds = (1 if against is None else 3) if rounds is None else rounds
     if rounds < 1:
         raise UsageError(f"{rounds} rounds are not allowed; at least 1")
-    program = None if against is None else shutil.which(against)
-    if against is not None and program is None:
-        raise UsageError(f"program {against!r} is not there; give a path, or a name that is on PATH")
+    program = find_program(against)
     results: dict[str, list[dict[str, Any]]] = {"ours": [], "against": []}
     with many_files(peers):
         for _ in range(rounds):
@@ -228,6 +226,14 @@ def bench_server(peers: int, vectors: int, against: str | None = None, rounds: i
     if program is not None:
         chosen["against"] = {"program": program, "peers": peers, "vectors": vectors, **_typical(results["against"])}
     return chosen
+
+
+def find_program(against: str | None) -> str | None:
+    """Return the path of the other program, if there is to be one; raise UsageError when it is not there."""
+    program = None if against is None else shutil.which(against)
+    if against is not None and program is None:
+        raise UsageError(f"program {against!r} is not there; give a path, or a name that is on PATH")
+    return program
 
 
 def _typical(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -322,31 +328,10 @@ def _end(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process (proc(5)): in ns where the kernel counts them, else in ticks of 10 ms."""
-    try:
-        threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-        spent_ns = [int(thread.read_text().split()[0]) for thread in threads]
-        if spent_ns:
-            return sum(spent_ns) / 1e9
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-    except (OSError, IndexError):
-        return 0.0
-
-
-def rss_mb(pid: int) -> float:
-    """Resident memory of a process in MB; 0 when it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")), 0.0)
-
-
 _EXAMPLE = """\
 example:
-  ivshmem-lab bench server --peers 256 --vectors 1 --against /usr/lib/qemu/ivshmem-server --json"""
+  ivshmem-lab bench server --peers 256 --vectors 1 --against /usr/lib/qemu/ivshmem-server --json
+  ivshmem-lab bench server --cycles 100000"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -356,7 +341,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ivshmem-lab bench server``; return the exit status: 1 when our server lost something."""
+    """Run ``ivshmem-lab bench server``; return the exit status: 1 when our server lost something or grew."""
     parser = _Parser(
         prog="ivshmem-lab bench server",
         description="Measure how fast an ivshmem server lets peers in, and whether it loses messages.",
@@ -376,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.cycles is not None:
             from .churn import bench_churn  # which is built on this
 
-            result = bench_churn(OURS if given.against is None else [given.against], given.cycles, given.vectors)
+            result = bench_churn(given.cycles, given.vectors, given.against)
         else:
             result = bench_server(given.peers, given.vectors, given.against, given.rounds)
     except SystemExit as stop:  # --help
@@ -385,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     print(json.dumps(result) if given.json else _table(result))
-    return 1 if result["lost"] else 0
+    return 1 if result["lost"] or result.get("grown") else 0
 
 
 def _table(result: dict[str, Any]) -> str:

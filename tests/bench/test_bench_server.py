@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ivshmem_lab.bench.server import bench_server, cpu_seconds, main
+from ivshmem_lab.bench.churn import bench_churn
+from ivshmem_lab.bench.process import cpu_seconds
+from ivshmem_lab.bench.server import bench_server, main
 from ivshmem_lab.errors import ServerError, UsageError
 
 if TYPE_CHECKING:
@@ -140,7 +142,16 @@ def test_a_server_does_not_grow_while_peers_come_and_go(run_cli) -> None:
     told = json.loads(result.stdout)
     assert (told["cycles"], told["complete"]) == (500, 500)
     assert told["server_fds"][0] == told["server_fds"][1] > 0
-    assert told["server_rss_mb"][1] < told["server_rss_mb"][0] + 5
+    assert told["ids_used"] == 500
+    assert told["grown"] is False
+
+
+def test_a_server_that_keeps_descriptors_is_found_out(tmp_path: Path) -> None:
+    keep = "import ivshmem_lab.server.packet as p; p.SharedFd.__del__ = lambda self: None"
+    result = bench_churn(50, 1, program(tmp_path / "leaking", keep, OURS))
+    assert (result["grown"], result["against"]["grown"], result["against"]["lost"]) == (False, True, 0)
+    before, after = result["against"]["server_fds"]
+    assert after - before == 44  # the first look is after six of fifty
 
 
 def test_too_few_cycles_are_refused(run_cli) -> None:
