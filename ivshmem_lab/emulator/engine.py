@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 from unicorn import unicorn_const, x86_const
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
@@ -66,6 +67,42 @@ _hook_add.restype = _int
 emu_stop_address: int = ctypes.cast(_quick["uc_emu_stop"], _pointer).value or 0
 
 
+class Kind(NamedTuple):
+    """What an engine emulates."""
+
+    name: str
+    """``x86-32``, ``x86-64``, ``arm64``, ``riscv64``, or what else there is."""
+    registers: str
+    """Prefix of its registers' names in the binding: module, then constant."""
+
+    def register(self, name: str) -> int:
+        """Return the engine's number of a register."""
+        module = import_module(f"unicorn.{self.registers}_const")
+        number: int = getattr(module, f"UC_{self.registers.upper()}_REG_{name}")
+        return number
+
+    @property
+    def pc(self) -> str:
+        """Name of the instruction pointer."""
+        return {"x86-16": "EIP", "x86-32": "EIP", "x86-64": "RIP"}.get(self.name, "PC")
+
+
+_FAMILIES = ("arm", "arm64", "mips", "x86", "ppc", "sparc", "m68k", "riscv", "s390x", "tricore")
+X86_32 = Kind("x86-32", "x86")
+
+
+def kind_of(uc: Any) -> Kind:
+    """Tell what an engine emulates."""
+    arch, mode = uc.query(unicorn_const.UC_QUERY_ARCH), uc.query(unicorn_const.UC_QUERY_MODE)
+    family = next(name for name in _FAMILIES if getattr(unicorn_const, f"UC_ARCH_{name.upper()}") == arch)
+    if family == "x86":
+        bits = {unicorn_const.UC_MODE_16: 16, unicorn_const.UC_MODE_32: 32}.get(mode, 64)
+        return Kind(f"x86-{bits}", family)
+    if family == "riscv":
+        return Kind("riscv64" if mode & unicorn_const.UC_MODE_RISCV64 else "riscv32", family)
+    return Kind(family, family)
+
+
 class TableRegister(ctypes.Structure):
     """``uc_x86_mmr``: IDTR as the engine returns it."""
 
@@ -78,14 +115,16 @@ class Registers:
     Parameters
     ----------
     names
-        Names as in the Intel SDM; IDTR lands in `idtr`, the others in `values`.
+        Names as in the manuals; IDTR lands in `idtr`, the others in `values`.
+    kind
+        What has these registers.
     """
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, kind: Kind = X86_32) -> None:
         count = len(names)
         self.values = (_u64 * count)()
         self.idtr = TableRegister()
-        self._ids = (_int * count)(*(getattr(x86_const, f"UC_X86_REG_{name}") for name in names))
+        self._ids = (_int * count)(*(kind.register(name) for name in names))
         self._pointers = (_pointer * count)(*(ctypes.addressof(self.values) + 8 * i for i in range(count)))
         if "IDTR" in names:
             self._pointers[names.index("IDTR")] = ctypes.addressof(self.idtr)
@@ -103,17 +142,17 @@ class Registers:
 
 
 class Engine:
-    """One Unicorn engine for 32-bit x86.
+    """One Unicorn engine.
 
     Parameters
     ----------
     uc
-        A user's ``unicorn.Uc``, or None to make one.
+        A user's ``unicorn.Uc``, or None to make one for 32-bit x86.
 
     Raises
     ------
     DeviceError
-        When the user's engine is of another kind.
+        When it is no engine.
     """
 
     def __init__(self, uc: Any = None) -> None:
@@ -125,10 +164,9 @@ class Engine:
             uc.ctl_set_exits([])
         elif not isinstance(uc, Uc):
             raise DeviceError(f"{uc!r} is not a unicorn.Uc; make one with Uc(UC_ARCH_X86, UC_MODE_32)")
-        mode = uc.query(unicorn_const.UC_QUERY_MODE)
-        if uc.query(unicorn_const.UC_QUERY_ARCH) != unicorn_const.UC_ARCH_X86 or mode != unicorn_const.UC_MODE_32:
-            raise DeviceError("the engine is not a 32-bit x86; make it with Uc(UC_ARCH_X86, UC_MODE_32)")
         self.uc = uc
+        self.kind = kind_of(uc)
+        self._pc = self.kind.register(self.kind.pc)
         self.handle: int = uc._uch.value  # noqa: SLF001 - raw calls need it
         self._hooks: list[int] = []
 
@@ -187,9 +225,37 @@ class Engine:
             ctypes.c_int32.from_address(address_of(context.context) + offset).value = -1
             self.uc.context_restore(context)
 
+    def stop(self) -> None:
+        """End the run; at a block's start only."""
+        emu_stop(self.handle)
+
     def jump(self, pc: int) -> None:
         """Go on at `pc`, from inside a block hook too (where the call for several registers is not heeded)."""
-        check(_reg_write(self.handle, x86_const.UC_X86_REG_EIP, ctypes.byref(_u64(pc))), f"jump to {pc:#x}")
+        check(_reg_write(self.handle, self._pc, ctypes.byref(_u64(pc))), f"jump to {pc:#x}")
+
+    @property
+    def pc(self) -> int:
+        """Where it stands, as ``emu_start`` takes it: an odd address for the Thumb instructions of a 32-bit Arm."""
+        pc: int = self.uc.reg_read(self._pc)
+        if self.kind.name == "arm" and self.uc.reg_read(self.kind.register("CPSR")) & 0x20:
+            return pc | 1
+        return pc
+
+    def write_system(self, register: tuple[int, int, int, int, int], value: int) -> None:
+        """Write a system register of a 64-bit Arm: (CRn, CRm, op0, op1, op2)."""
+        self.uc.reg_write(self.kind.register("CP_REG"), (*register, value))
+
+    @property
+    def task_base(self) -> int:
+        """Where the x86's present TSS lies."""
+        base: int = self.uc.reg_read(self.kind.register("TR"))[1]
+        return base
+
+    def return_to(self, state: Any) -> None:
+        """Return an x86 to a saved state whose memory is still the same; virtual addresses are looked up again."""
+        self.uc.context_restore(state)
+        root = self.kind.register("CR3")
+        self.uc.reg_write(root, self.uc.reg_read(root))
 
     def save(self) -> Any:
         """Return the CPU's state, for `restore`."""

@@ -8,7 +8,7 @@ import os
 import select
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import IvshmemLabError, RemoteProtocolError, VmError
 from ..ipc.eventfd import is_eventfd
@@ -20,7 +20,6 @@ from ..wire.client import ClientProtocol, Event, MemoryArrived, PeerLeft, Vector
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..device.ivshmem import Ivshmem
     from .events import Events
 
 log = logging.getLogger("ivshmem_lab.emulator")
@@ -31,11 +30,31 @@ TURN_READS = 64
 """Reads before the guest gets its turn: a server that never stops talking does not hold it up."""
 
 
+class Rings(Protocol):
+    """A device that can ring peers."""
+
+    def peer_vector(self, peer_id: int, vector: int) -> None:
+        """Learn that a vector of a peer can be rung."""
+
+    def peer_left(self, peer_id: int) -> None:
+        """Forget a peer."""
+
+
 class MemoryLink:
     """Memory without peers, for ``ivshmem-plain``."""
 
     def __init__(self, memory: object) -> None:
         self.memory = memory
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of the memory."""
+        return memoryview(self.memory).nbytes  # type: ignore[arg-type]
+
+    @property
+    def peer_id(self) -> int:
+        """What IVPosition reads without a server."""
+        return 0
 
     def ring(self, peer_id: int, vector: int) -> None:
         """There is nobody to ring."""
@@ -64,7 +83,7 @@ class ServerLink:
         self._shared: SharedMemory | None = None
         self._early: list[Event[int]] = []
         self._events: Events | None = None
-        self._device: Ivshmem | None = None
+        self._device: Rings | None = None
         self._interrupt: Callable[[int], None] = lambda vector: None
         self._surplus = False
         self._following = False
@@ -124,7 +143,7 @@ class ServerLink:
             self.close()
             raise
 
-    def attach(self, device: Ivshmem, events: Events, interrupt: Callable[[int], None]) -> None:
+    def attach(self, device: Rings, events: Events, interrupt: Callable[[int], None]) -> None:
         """Begin to serve a device: its peers, its interrupts.
 
         Parameters
