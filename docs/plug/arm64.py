@@ -22,12 +22,12 @@ with ivshmem_lab.Lab() as lab:
     with ivshmem_lab.plug(uc, server=board, ecam=ECAM) as device:
         me.wait_for_peer(device.peer_id, 5)
         uc.emu_start(ENTRY, -1)  # the guest sets its device up, says "ready", and sleeps: WFI ends emu_start
-        me.wait(0, timeout_s=5)
+        assert me.wait(0, timeout_s=5), "the guest did not say that it is ready"
         for _ in range(100):
             me.ring(device.peer_id, vector=0)
             pc = device.wait(5)  # sleeps until the interrupt, and enters the guest's handler
             assert pc is not None, "no interrupt in 5 s"
             uc.emu_start(pc, -1)
-            me.wait(0, timeout_s=5)  # the guest's answer
+            assert me.wait(0, timeout_s=5), "the guest did not answer"
         print(device)
         print(f"{words[0]} interrupts taken and answered, the last one with number {words[1]}")

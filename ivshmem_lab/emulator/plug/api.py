@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from ...device.flat import MOST_VECTORS, NO_SERVER, FlatIvshmem, FlatProperties
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 
 DEFAULT_SLOT = 4
+PEERS_S = 1.0
+"""How long a server may take to tell of its peers; one without vectors never does."""
 DEFAULT_IRQ = 0x40
 MESSAGE_PAGES = {"arm64": 0x08020000, "riscv64": 0x24000000}
 """Where QEMU's ``virt`` boards have their GICv2m frame and their machine-level IMSIC."""
@@ -189,12 +192,20 @@ def plug(
     try:
         if isinstance(link, ServerLink):
             link.attach(device, shared.events, _event(shared, device))
+            _hear_the_peers(shared, device)
         if assign and isinstance(device, Ivshmem):
             firmware.assign(shared.board, [device], shared.allocator)
     except BaseException:
         plugged.unplug()
         raise
     return plugged
+
+
+def _hear_the_peers(shared: Host, device: Ivshmem | FlatIvshmem) -> None:
+    """Let a guest that rings at once find the peers that are there: a server tells of them before our own vectors."""
+    deadline = time.monotonic() + PEERS_S
+    while device.peer_id not in device.peers and (left_s := deadline - time.monotonic()) > 0:
+        shared.events.dispatch(left_s)
 
 
 def _event(shared: Host, device: Ivshmem | FlatIvshmem) -> Callable[[int], None]:
