@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ SETTLE_S = 2.0
 
 OPENED_ONCE = re.compile(r"/dev/urandom$|\.(ttf|otf|ttc)$")
 """Files that libraries open once and keep: the random source, and fonts (matplotlib caches open ones)."""
+
+# How long a test takes says something about the machine's other work, and nothing about the code.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 _required: set[str] = set()
 _home = Path()

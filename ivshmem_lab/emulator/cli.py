@@ -15,9 +15,14 @@ from .commands import commands
 from .emulator import Emulator
 from .options import Options, parse_arguments
 from .qmp import QmpSession
+from .qtest_session import QtestLog, QtestSession
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from .chardev import Chardev
+
+    Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 ANSWER_S = 0.5
 """At the end: for so long QMP clients may take to get their last answers."""
@@ -37,7 +42,7 @@ machine
   -incoming ADDRESS       take over another process's machine: unix:PATH, tcp:HOST:PORT, or defer (until migrate-incoming)
   -only-migratable        refuse devices that cannot move
   -no-reboot              a guest that resets itself ends the machine
-  -machine pc -accel tcg -cpu qemu64 -smp 1 -name NAME -display none
+  -machine pc|q35|none -accel tcg|qtest -cpu qemu64 -smp 1 -name NAME -display none
   -nodefaults -no-user-config
   -block-hook auto|native|python    how the CPU is interrupted (ours, not QEMU's)
 devices
@@ -49,6 +54,7 @@ connections
   -chardev socket,id=ID,path=SOCKET[,server=on,wait=off] | socket,id=ID,fd=N | stdio,id=ID | file,id=ID,path=FILE | null,id=ID
   -serial chardev:ID | stdio | file:PATH | unix:PATH[,server=on,wait=off] | null
   -qmp unix:PATH,server=on,wait=off      or      -mon chardev=ID,mode=control
+  -qtest unix:PATH|chardev:ID [-qtest-log FILE|none]    with -accel qtest no guest runs (libqtest)
 other
   -h, -help               this text
   -version                version
@@ -69,6 +75,7 @@ class _Process:
     def __init__(self, options: Options) -> None:
         self._sessions: set[QmpSession] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._log: QtestLog | None = None
         self.emulator = Emulator(options, self._emit)
         self._commands = commands(self.emulator)
 
@@ -83,8 +90,12 @@ class _Process:
                 emulator.loop.add_signal_handler(number, self._signalled)
             await self._start()
             for name in emulator.options.monitors if not emulator.ended.done() else ():
-                task = asyncio.create_task(self._monitor(emulator.claim_chardev(name, "QMP")))
-                self._tasks.add(task)
+                chardev = emulator.claim_chardev(name, "QMP")
+                self._tasks.add(asyncio.create_task(self._serve(chardev, self._talk)))
+            if emulator.options.qtest is not None and not emulator.ended.done():
+                self._log = QtestLog(emulator.options.qtest_log)
+                chardev = emulator.claim_chardev(emulator.options.qtest, "qtest")
+                self._tasks.add(asyncio.create_task(self._serve(chardev, self._talk_qtest)))
             return await emulator.ended
         finally:
             await self._let_answer()
@@ -92,6 +103,8 @@ class _Process:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await emulator.close()
+            if self._log is not None:
+                self._log.close()
 
     async def _let_answer(self) -> None:
         """Give commands that are being carried out the time to be answered: the guest may have ended the machine."""
@@ -112,17 +125,30 @@ class _Process:
         self._emit("SHUTDOWN", {"guest": False, "reason": "host-signal"})
         self.emulator.end(0)
 
-    async def _monitor(self, chardev: Chardev) -> None:
+    async def _serve(self, chardev: Chardev, talk: Talk) -> None:
+        """Talk over a character device: once, or with one client after the other."""
         if chardev.sock is None:
-            await self._talk(*await _stdio())
+            await talk(*await _stdio())
             return
         if not chardev.listening:
-            await self._talk(*await asyncio.open_unix_connection(sock=chardev.sock))
+            await talk(*await asyncio.open_unix_connection(sock=chardev.sock))
             return
         chardev.sock.setblocking(False)
         while True:
             sock, _ = await self.emulator.loop.sock_accept(chardev.sock)
-            await self._talk(*await asyncio.open_unix_connection(sock=sock))
+            await talk(*await asyncio.open_unix_connection(sock=sock))
+
+    async def _talk_qtest(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        emulator = self.emulator
+        assert self._log is not None
+        session = QtestSession(
+            emulator.machine if emulator.options.machine != "none" else None,
+            has_clock=emulator.options.driven,
+            events=emulator.runner.events,
+            on_vcpu=emulator.on_vcpu,
+            log=self._log,
+        )
+        await session.serve(reader, writer)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session = QmpSession(self._commands)

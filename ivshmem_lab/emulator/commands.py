@@ -36,6 +36,7 @@ def commands(emulator: Emulator) -> dict[str, Command]:
         "query-version": table.query_version,
         "query-commands": table.query_commands,
         "query-name": table.query_name,
+        "query-machines": table.query_machines,
         "query-pci": table.query_pci,
         "cont": table.cont,
         "stop": table.stop,
@@ -59,6 +60,7 @@ class _Commands:
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
         self.names: list[str] = []
+        self._machine = MACHINES[emulator.options.machine]
 
     # -- run state -----------------------------------------------------------------------------------
 
@@ -78,6 +80,25 @@ class _Commands:
     async def query_name(self, arguments: Json) -> Json:
         no_more(arguments)
         return {"name": self.emulator.options.name} if self.emulator.options.name else {}
+
+    async def query_machines(self, arguments: Json) -> list[Json]:
+        no_more(arguments)
+        machines = []
+        for alias, name in MACHINES.items():
+            machine: Json = {
+                "name": name,
+                "cpu-max": 1,
+                "hotpluggable-cpus": False,
+                "numa-mem-supported": False,
+                "deprecated": False,
+                "default-ram-id": "ram" if name == "none" else "pc.ram",
+            }
+            if alias != name:
+                machine |= {"alias": alias, "default-cpu-type": "qemu64-x86_64-cpu"}
+            if alias == "pc":
+                machine["is-default"] = True
+            machines.append(machine)
+        return machines
 
     async def cont(self, arguments: Json) -> Json:
         no_more(arguments)
@@ -186,7 +207,7 @@ class _Commands:
 
     async def query_pci(self, arguments: Json) -> list[Json]:
         no_more(arguments)
-        return await self.emulator.on_vcpu(self._pci)
+        return await self.emulator.on_vcpu(self._pci) if self._machine != "none" else []
 
     def _pci(self) -> list[Json]:
         # A device that was plugged without an id has none here.
@@ -223,10 +244,10 @@ class _Commands:
         children: dict[str, str] | None = None
         match parts:
             case []:
-                children = {"objects": "container", "machine": f"{MACHINES[1]}-machine", "chardevs": "container"}
+                children = {"objects": "container", "machine": f"{self._machine}-machine", "chardevs": "container"}
             case ["machine"]:
                 return {
-                    "type": ("string", f"{MACHINES[1]}-machine"),
+                    "type": ("string", f"{self._machine}-machine"),
                     "peripheral": ("child<container>", "/machine/peripheral"),
                     "peripheral-anon": ("child<container>", "/machine/peripheral-anon"),
                 }

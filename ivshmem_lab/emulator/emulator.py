@@ -73,7 +73,13 @@ class Emulator:
         self._serial: SerialLine | None = None
         kernel = self._read_kernel()
         self.cpu = UnicornCpu(native_hook=options.native_hook)
-        self.runner = Runner(self.cpu, self._guest_reset, self._broken)
+        self.runner = Runner(
+            self.cpu,
+            self._guest_reset,
+            self._broken,
+            boots_late=options.qtest is not None,
+            has_guest=not options.driven and options.machine != "none",
+        )
         hooks = Hooks(
             transmit=lambda byte: self._serial.write(byte) if self._serial else None,
             transmitter_ready=lambda: self._serial.ready() if self._serial else True,
@@ -219,6 +225,9 @@ class Emulator:
             raise QmpError("Parameter 'driver' is missing")
         device_id = self._new_id(pairs.pop("id", None))
         check_names(driver, pairs)
+        if self.options.machine == "none":
+            bus = "ISA" if driver == "isa-debug-exit" else "PCI"
+            raise QmpError(f"No '{bus}' bus found for device '{driver}'")
         if driver == "isa-debug-exit":
             await self._add_debug_exit(pairs)
             return

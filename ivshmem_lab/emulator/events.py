@@ -89,6 +89,13 @@ class Events:
             self._calls.popleft()()
         return bool(ready)
 
+    def serve_descriptors(self) -> None:
+        """Handle what can be read now, on the vCPU's thread; calls that wait are left."""
+        for fd, _ in self._epoll.poll(0):
+            handler = self._handlers.get(fd)
+            if handler is not None:
+                handler()
+
     def close(self) -> None:
         """End the watcher and give the descriptors back."""
         os.eventfd_write(self._end, 1)

@@ -20,8 +20,9 @@ DEFAULT_MEMORY_BYTES = 128 * MIB
 MAX_MEMORY_BYTES = 3 * GIB
 """Below the window in which PCI memory lies on this machine."""
 
-MACHINES = ("pc", "pc-i440fx-7.2")
-ACCELERATORS = ("tcg", "unicorn")
+MACHINES = {"pc": "pc-i440fx-7.2", "q35": "pc-q35-7.2", "none": "none"}
+"""The machines' short names (``alias`` in ``query-machines``) and their full ones."""
+ACCELERATORS = ("tcg", "unicorn", "qtest")
 SERIAL_KINDS = "chardev:ID, stdio, file:PATH, unix:PATH[,server=on,wait=off], null, none"
 
 
@@ -33,6 +34,13 @@ class Options:
     kernel: str | None = None
     append: str = ""
     name: str = ""
+    machine: str = "pc"
+    """One of the short names of `MACHINES`."""
+    driven: bool = False
+    """``-accel qtest``: no guest runs, and no firmware; a qtest client does all accesses."""
+    qtest: str | None = None
+    """Id of the character device that speaks qtest."""
+    qtest_log: str | None = None
     paused: bool = False
     reboot: bool = True
     native_hook: bool | None = None
@@ -64,6 +72,9 @@ class _Parser:
             "device": lambda text: self.options.devices.append(split_pairs(text, "driver", "-device")),
             "chardev": lambda text: self.options.chardevs.append(split_pairs(text, "backend", "-chardev")),
             "serial": self._serial,
+            "qtest": self._qtest,
+            "qtest-log": lambda text: setattr(self.options, "qtest_log", text),
+            "trace": lambda text: None,  # libqtest passes it on; there are no trace points
             "qmp": self._qmp,
             "mon": self._mon,
             "display": lambda text: _one_of("-display", text, ("none",)),
@@ -110,6 +121,12 @@ class _Parser:
                 raise UsageError(f"{word}: not an option of this machine; it has {known}")
         if self.options.append and self.options.kernel is None:
             raise UsageError("-append only allowed with -kernel option")
+        if self.options.machine == "none" and self.options.kernel is not None:
+            raise UsageError("-kernel: the machine none has no memory to load it into; use -machine pc")
+        if self.options.driven and self.options.qtest is None:
+            raise UsageError(
+                "-accel qtest runs no guest and needs somebody who drives the machine: add -qtest unix:PATH"
+            )
         return self.options
 
     def _memory(self, text: str) -> None:
@@ -127,18 +144,28 @@ class _Parser:
     def _machine(self, text: str) -> None:
         pairs = split_pairs(text, "type", "-machine")
         kind = pairs.pop("type", "pc")
-        _one_of("-machine", kind, MACHINES)
+        _one_of("-machine", kind, (*MACHINES, *(name for name in MACHINES.values() if name not in MACHINES)))
+        self.options.machine = next(alias for alias, name in MACHINES.items() if kind in (alias, name))
         if "accel" in pairs:
-            _one_of("-machine accel", pairs.pop("accel"), ACCELERATORS)
+            self._set_accelerator("-machine accel", pairs.pop("accel"))
         for key in pairs:
             raise UsageError(f"-machine {text}: no property {key!r}; this machine has type and accel")
 
     def _accel(self, text: str) -> None:
         pairs = split_pairs(text, "accel", "-accel")
-        _one_of("-accel", pairs.pop("accel", ""), ACCELERATORS)
+        self._set_accelerator("-accel", pairs.pop("accel", ""))
         _one_of("-accel thread", pairs.pop("thread", "single"), ("single", "multi"))  # one vCPU: the same
         for key in pairs:
             raise UsageError(f"-accel {text}: no property {key!r}; this machine has thread")
+
+    def _set_accelerator(self, option: str, text: str) -> None:
+        _one_of(option, text, ACCELERATORS)
+        self.options.driven = text == "qtest"
+
+    def _qtest(self, text: str) -> None:
+        if self.options.qtest is not None:
+            raise UsageError(f"-qtest {text}: there is one qtest connection, and it is {self.options.qtest}")
+        self.options.qtest = self._endpoint("-qtest", text, "unix:PATH[,server=on,wait=off], chardev:ID")
 
     def _block_hook(self, text: str) -> None:
         _one_of("-block-hook", text, ("auto", "native", "python"))

@@ -57,6 +57,10 @@ class Runner:
         Called on the vCPU thread when the guest reset itself (triple fault).
     on_error
         Called on the vCPU thread when the guest cannot go on, with the reason.
+    boots_late
+        Firmware and kernel begin when the guest first runs, and find what was done to the machine before.
+    has_guest
+        False: nothing ever runs (``-accel qtest``).
 
     Notes
     -----
@@ -68,6 +72,9 @@ class Runner:
         cpu: UnicornCpu,
         on_guest_reset: Callable[[], None] = lambda: None,
         on_error: Callable[[str], None] = lambda reason: None,
+        *,
+        boots_late: bool = False,
+        has_guest: bool = True,
     ) -> None:
         self.cpu = cpu
         self.state = RunState.PRELAUNCH
@@ -76,6 +83,9 @@ class Runner:
         self._on_guest_reset = on_guest_reset
         self._on_error = on_error
         self._machine: Machine | None = None
+        self._boots_late = boots_late
+        self._booted = False
+        self._has_guest = has_guest
         self._fresh = cpu.save()
         self._pc = 0
         self._halted = False
@@ -89,7 +99,7 @@ class Runner:
         self._machine = machine
         if incoming:
             self.state = RunState.INMIGRATE
-        else:
+        elif not self._boots_late:
             self._boot()
         self._thread.start()
 
@@ -154,10 +164,14 @@ class Runner:
         assert self._machine is not None
         self._machine.reset()
         self.cpu.restore(self._fresh)
-        self._boot()
+        self._booted = False
+        if not self._boots_late:
+            self._boot()
 
     def save(self) -> dict[str, Any]:
         """Return the CPU as plain values, between two instructions."""
+        if not self._booted and self._has_guest:
+            self._boot()
         registers = cpustate.save(self.cpu)
         if not self._halted:
             # Where it goes on; the engine may still stand where it was interrupted.
@@ -176,6 +190,7 @@ class Runner:
         self._halted = bool(state["halted"])
         self.cpu.put_off_at = state["put_off_at"]
         self._pc = self.cpu.pc
+        self._booted = True
 
     def _boot(self) -> None:
         assert self._machine is not None
@@ -183,6 +198,7 @@ class Runner:
         self.cpu.start_at(start.eip, start.eax, start.ebx)
         self._pc = start.eip
         self._halted = False
+        self._booted = True
 
     def _main(self) -> None:
         assert self._machine is not None
@@ -197,9 +213,11 @@ class Runner:
         events = self.events
         retry = RETRY_BLOCKS
         while not self._quit:
-            if self.state is not RunState.RUNNING:
+            if self.state is not RunState.RUNNING or not self._has_guest:
                 events.dispatch(None)
                 continue
+            if not self._booted:
+                self._boot()
             waiting = lapic.requested and self._interrupt(lapic.pending())
             if self._halted:
                 events.dispatch(None)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .bus import ones
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -63,7 +61,7 @@ class AcpiHotplug:
     def read(self, offset: int, size: int) -> int:
         """Carry out IN. The up bits are cleared by being read."""
         if size != 4:
-            return ones(size)
+            return 0
         if self._bus and offset in (UP, DOWN, REMOVABLE):
             return 0
         if offset == UP:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..device.effects import Effects, MapBar, RingDoorbell, SendMsi
-from ..device.ivshmem import MEMORY_BAR, Ivshmem
+from ..device.ivshmem import MEMORY_BAR, MSIX_BAR, Ivshmem
 from ..errors import DeviceError
 from . import lapic
-from .bus import PAGE_BYTES, MmioBus, PortBus, Range, ones
+from .bus import PAGE_BYTES, MmioBus, PortBus, Range
 from .hostbridge import PciBus
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ class Mapping:
         """The first address behind it."""
         return self.address + self.size
 
+    @property
+    def view(self) -> memoryview:
+        """Its bytes."""
+        return memoryview(self.memory).cast("B")  # type: ignore[arg-type]
+
 
 class Board:
     """Ports, memory-mapped registers, one local APIC, PCI bus 0.
@@ -81,11 +86,11 @@ class Board:
     # -- the CPU's accesses --------------------------------------------------------------------------
 
     def read_mmio(self, address: int, size: int) -> int:
-        """Read registers, or all ones where nobody answers."""
+        """Read registers, or zero where nobody answers (QEMU 7.2; a real bus gives ones)."""
         mmio = self.mmio.find(address)
         if mmio is None:
             self.guest_error("unanswered memory access", f"read of {size} bytes at {address:#x}")
-            return ones(size)
+            return 0
         return mmio.read(address - mmio.start, size)
 
     def write_mmio(self, address: int, size: int, value: int) -> None:
@@ -157,11 +162,11 @@ class Board:
             if not self.lapic.message(address, data):
                 self.guest_error("interrupt message for nobody", f"address {address:#x}, data {data:#x}")
             return
-        for mapping in self._memory:
-            if mapping.address <= address <= mapping.end - 4:
-                offset = address - mapping.address
-                memoryview(mapping.memory).cast("B")[offset : offset + 4] = data.to_bytes(4, "little")  # type: ignore[arg-type]
-                return
+        mapping = self.memory_at(address)
+        if mapping is not None and address <= mapping.end - 4:
+            offset = address - mapping.address
+            mapping.view[offset : offset + 4] = data.to_bytes(4, "little")
+            return
         self.guest_error("interrupt message for nobody", f"address {address:#x}, data {data:#x}")
 
     # -- address map ---------------------------------------------------------------------------------
@@ -173,6 +178,10 @@ class Board:
         self._memory.append(mapping)
         self.cpu.map_memory(mapping.address, mapping.memory, mapping.size)
         return True
+
+    def memory_at(self, address: int) -> Mapping | None:
+        """Return the memory at an address."""
+        return next((mapping for mapping in self._memory if mapping.address <= address < mapping.end), None)
 
     def _overlaps(self, start: int, end: int) -> bool:
         return self._has_memory(start, end) or self.mmio.any_between(start, end)
@@ -211,6 +220,7 @@ class Board:
                 bar.size_bytes,
                 lambda offset, size: function.read_bar(effect.bar, offset, size),
                 lambda offset, size, value: self.act(function, function.write_bar(effect.bar, offset, size, value)),
+                8 if effect.bar == MSIX_BAR else 4,
             )
             placed = self._add_mmio(shown)
         if placed:

@@ -1,7 +1,7 @@
 """Two address spaces: memory-mapped registers and I/O ports.
 
-What nobody answers reads as all ones, as on a PC whose bus ends a cycle with a master abort
-(PCI 3.0, section 3.3.3.1).
+A port that nobody answers reads as all ones, as on a PC whose bus ends a cycle with a master abort
+(PCI 3.0, section 3.3.3.1). Memory that nobody answers reads as zeros, as in QEMU 7.2.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Range:
     size: int
     read: Read
     write: Write
+    widest: int = 4
+    """The widest single access, in bytes: longer ones come in pieces."""
 
     @property
     def end(self) -> int:
@@ -47,6 +49,10 @@ class PortBus:
     def add(self, ports: Range) -> None:
         """Answer a range of ports."""
         self._by_port.update(dict.fromkeys(range(ports.start, ports.end), ports))
+
+    def find(self, port: int) -> Range | None:
+        """Return who answers at a port."""
+        return self._by_port.get(port)
 
     def answers(self, port: int) -> bool:
         """Tell whether somebody answers at a port."""

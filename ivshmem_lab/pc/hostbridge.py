@@ -89,13 +89,14 @@ class PciBus:
             return None
         return self._functions.get((self._address >> 11 & 31, self._address >> 8 & 7))
 
+    # The data port's offset is put over the low bits of the address, which hardware would ignore (QEMU 7.2).
     def _read(self, offset: int, size: int) -> int:
         if offset < 4:
-            return self._address if offset == 0 and size == 4 else ones(size)
+            return self._address if offset == 0 and size == 4 else 0
         function = self._selected()
         if function is None:
             return ones(size)
-        return function.read_config((self._address & 0xFC) + offset - 4, size)
+        return function.read_config(self._address & 0xFF | offset - 4, size)
 
     def _write(self, offset: int, size: int, value: int) -> None:
         if offset < 4:
@@ -104,7 +105,7 @@ class PciBus:
             return
         function = self._selected()
         if function is not None:
-            self._act(function, function.write_config((self._address & 0xFC) + offset - 4, size, value))
+            self._act(function, function.write_config(self._address & 0xFF | offset - 4, size, value))
 
     def reset(self) -> None:
         """Return every function to power-on values."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceError
-from . import acpi_hotplug, firmware, multiboot, uart
+from . import acpi_hotplug, firmware, fw_cfg, multiboot, uart
 from .board import Board, Link, Mapping
 from .bus import Range
 from .hostbridge import chipset
+from .irq_inputs import IrqInputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +97,9 @@ class Machine(Board):
             self.pci.plug(function, slot, number)
         self.ports.add(Range(uart.COM1, uart.PORTS, self.uart.read, self.uart.write))
         self.ports.add(Range(acpi_hotplug.BASE, acpi_hotplug.SIZE, self.hotplug.read, self.hotplug.write))
+        self.irq_inputs = IrqInputs()
+        self.fw_cfg = fw_cfg.FwCfg(len(ram))
+        self.ports.add(Range(fw_cfg.PORT, fw_cfg.PORTS, self.fw_cfg.read, self.fw_cfg.write))
         self._latches = [_Latch() for _ in LATCH_PORTS]
         for port, latch in zip(LATCH_PORTS, self._latches, strict=True):
             self.ports.add(Range(port, 1, latch.read, latch.write))
@@ -197,6 +201,7 @@ class Machine(Board):
             self._ejected(slot)
         super().reset()
         self.uart.reset()
+        self.fw_cfg.reset()
         self.hotplug.reset()
 
     def start(self) -> multiboot.Start:

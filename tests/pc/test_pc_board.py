@@ -1,4 +1,4 @@
-"""The board: BARs appear, move and hide; what nobody answers reads ones and is counted; interrupts find their way."""
+"""The board: BARs appear, move and hide; what nobody answers reads zeros and is counted; interrupts find their way."""
 
 from __future__ import annotations
 
@@ -126,19 +126,19 @@ def test_small_bars_share_a_page_without_mixing(pc: Pc) -> None:
     assert (first.int_mask, second.int_mask) == (1, 2)
     pc.place(first, command=0)
     assert pc.machine.read_mmio(0xE0000100, 4) == 2
-    assert pc.machine.read_mmio(0xE0000000, 4) == 0xFFFFFFFF
+    assert pc.machine.read_mmio(0xE0000000, 4) == 0
 
 
-@pytest.mark.parametrize(("size", "ones"), [(1, 0xFF), (2, 0xFFFF), (4, 0xFFFFFFFF), (8, 2**64 - 1)])
-def test_what_nobody_answers_reads_ones_and_is_counted_and_logged_once(
+@pytest.mark.parametrize(("size", "ones"), [(1, 0xFF), (2, 0xFFFF), (4, 0xFFFFFFFF)])
+def test_memory_where_nobody_answers_reads_zeros_and_ports_ones_and_both_are_counted_and_logged_once(
     pc: Pc, size: int, ones: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         for address in (0x90000000, 0x90001000):
-            assert pc.machine.read_mmio(address, size) == ones
+            assert pc.machine.read_mmio(address, size) == 0
             pc.machine.write_mmio(address, size, 0)
         for port in (0x1234, 0x1235):
-            assert pc.machine.read_port(port, min(size, 4)) == ones & 0xFFFFFFFF
+            assert pc.machine.read_port(port, size) == ones
             pc.machine.write_port(port, min(size, 4), 0)
     assert pc.errors == {"unanswered memory access": 4, "unanswered port": 4}
     assert [record.args[0] for record in caplog.records] == ["unanswered memory access", "unanswered port"]

@@ -133,8 +133,15 @@ def test_the_address_port_is_32_bits_wide_and_nothing_else() -> None:
     assert bus.ports.read(0, 4) == 0x80002010
     for size in (1, 2):
         bus.ports.write(0, size, 0)
-        assert bus.ports.read(0, size) == (1 << 8 * size) - 1
+        assert bus.ports.read(0, size) == 0
     assert bus.ports.read(0, 4) == 0x80002010
+
+
+def test_the_low_bits_of_the_address_count_too() -> None:
+    # QEMU 7.2 puts both together, and libqos reads the device id so.
+    bus = Bus()
+    bus.select(4, 0x02)
+    assert (bus.ports.read(4, 2), bus.ports.read(5, 1), bus.ports.read(6, 2)) == (0x1110, 0x11, 0x1110)
 
 
 def test_slots_are_given_from_the_lowest_free_and_never_twice() -> None:
