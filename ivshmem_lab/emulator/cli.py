@@ -49,6 +49,7 @@ devices
   -object memory-backend-{{file,memfd,ram}},id=ID,size=SIZE[,share=on][,mem-path=FILE]
   -device ivshmem-plain,memdev=ID[,id=ID][,addr=SLOT]
   -device ivshmem-doorbell,chardev=ID[,vectors=N][,id=ID][,addr=SLOT]
+  -device pcie-root-port|pcie-pci-bridge|pci-bridge,id=ID[,bus=ID]     then -device ...,bus=ID is behind it
   -device isa-debug-exit,iobase=0xf4,iosize=0x04
 connections
   -chardev socket,id=ID,path=SOCKET[,server=on,wait=off] | socket,id=ID,fd=N | stdio,id=ID | file,id=ID,path=FILE | null,id=ID

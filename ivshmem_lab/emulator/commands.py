@@ -7,25 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..device.pci import SUBSYSTEM
 from .chardev import BACKENDS
 from .migration.state import carries_memory
 from .options import MACHINES
+from .pci_report import pci_devices
 from .qmp import DEVICE_NOT_FOUND, VERSION, Command, Json, QmpError, no_more, take
 from .runner import RunState
 
 if TYPE_CHECKING:
     from ..device.pci import PciFunction
+    from ..pc.bridges import PciBridge
+    from ..pc.hostbridge import PciBus
     from .backends import MemoryBackend
     from .emulator import Emulator
-
-CLASS_NAMES = {
-    0x0600: "Host bridge",
-    0x0601: "ISA bridge",
-    0x0101: "IDE controller",
-    0x0680: "Bridge",
-    0x0500: "RAM controller",
-}
 
 
 def commands(emulator: Emulator) -> dict[str, Command]:
@@ -216,11 +210,8 @@ class _Commands:
             for name, plugged in self.emulator.machine.peripherals.items()
             if not name.startswith("device[")
         }
-        devices = [
-            _pci_device(function, slot, number, ids.get(function, ""))
-            for slot, number, function in self.emulator.machine.pci
-        ]
-        return [{"bus": 0, "devices": devices}]
+        ids |= {bridge: name for name, bridge in self.emulator.machine.bridges.items()}
+        return [{"bus": 0, "devices": pci_devices(self.emulator.machine.pci, 0, ids)}]
 
     async def qom_list(self, arguments: Json) -> list[Json]:
         path = take(arguments, "path", str)
@@ -276,6 +267,8 @@ class _Commands:
 
     async def _device_node(self, name: str) -> dict[str, tuple[str, Any]]:
         pairs = self.emulator.properties[name]
+        if name in self.emulator.machine.bridges:
+            return self._bridge_node(self.emulator.machine.bridges[name])
         plugged = await self.emulator.on_vcpu(lambda: self.emulator.machine.peripherals.get(name))
         if plugged is None:
             raise QmpError(f"Device '{name}' not found", DEVICE_NOT_FOUND)
@@ -283,10 +276,10 @@ class _Commands:
             "type": ("string", plugged.device.name),
             "realized": ("bool", True),
             "hotplugged": ("bool", plugged.hotplugged),
-            "hotpluggable": ("bool", True),
+            "hotpluggable": ("bool", self.emulator.machine.takes_hotplug(plugged.bus)),
             "addr": ("int32", plugged.slot << 3),
             "legacy-addr": ("str", f"{plugged.slot:02x}.0"),
-            "parent_bus": ("link<bus>", "/machine/i440fx/pci.0"),
+            "parent_bus": ("link<bus>", self._bus_path(plugged.bus)),
             "master": ("OnOffAuto", "on" if carries_memory(pairs, plugged.device.peer_id) else "off"),
         }
         if plugged.device.msix is None:
@@ -297,6 +290,24 @@ class _Commands:
             "vectors": ("uint32", plugged.device.msix.vectors),
             "ioeventfd": ("bool", pairs.get("ioeventfd", "on") == "on"),
         }
+
+    def _bridge_node(self, bridge: PciBridge) -> dict[str, tuple[str, Any]]:
+        assert bridge.bus.parent is not None
+        slot = next(slot for slot, _, function in bridge.bus.parent if function is bridge)
+        return {
+            "type": ("string", bridge.name),
+            "realized": ("bool", True),
+            "hotplugged": ("bool", False),
+            "hotpluggable": ("bool", self.emulator.machine.takes_hotplug(bridge.bus.parent)),
+            "addr": ("int32", slot << 3),
+            "legacy-addr": ("str", f"{slot:02x}.0"),
+            "parent_bus": ("link<bus>", self._bus_path(bridge.bus.parent)),
+        }
+
+    def _bus_path(self, bus: PciBus) -> str:
+        if bus.bridge is None:
+            return f"/machine/{'q35' if self.emulator.options.machine == 'q35' else 'i440fx'}/{bus.name}"
+        return f"/machine/peripheral/{bus.name}/{bus.name}"
 
 
 def _unix_path(address: Json, within: str) -> str:
@@ -329,36 +340,4 @@ def _backend_node(backend: MemoryBackend) -> dict[str, tuple[str, Any]]:
         "type": ("string", backend.qom_type),
         "size": ("int", backend.size_bytes),
         "share": ("bool", backend.share),
-    }
-
-
-def _pci_device(function: PciFunction, slot: int, number: int, qdev_id: str) -> Json:
-    class_code = function.read_config(0x0A, 2)
-    pin = function.read_config(0x3D, 1)
-    regions = []
-    for index, bar in sorted(function.bars.items()):
-        region: Json = {
-            "bar": index,
-            "size": bar.size_bytes,
-            "address": function.mapped.get(index, -1),
-            "type": "io" if bar.is_io else "memory",
-        }
-        if not bar.is_io:
-            region |= {"prefetch": bar.prefetchable, "mem_type_64": bar.is_64bit}
-        regions.append(region)
-    return {
-        "bus": 0,
-        "slot": slot,
-        "function": number,
-        "qdev_id": qdev_id,
-        "class_info": {"class": class_code, **({"desc": CLASS_NAMES[class_code]} if class_code in CLASS_NAMES else {})},
-        "id": {
-            "vendor": function.read_config(0, 2),
-            "device": function.read_config(2, 2),
-            "subsystem-vendor": function.read_config(SUBSYSTEM, 2),
-            "subsystem": function.read_config(SUBSYSTEM + 2, 2),
-        },
-        "irq_pin": pin,
-        **({"irq": function.read_config(0x3C, 1)} if pin else {}),
-        "regions": regions,
     }

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..device.ivshmem import Ivshmem
 from ..device.msix import MAX_VECTORS
-from ..errors import DeviceError, GuestError, VmError
+from ..errors import DeviceError, VmError
 from ..keyval import parse_switch
-from ..pc import multiboot
+from ..pc.bridges import BRIDGES
 from ..pc.machine import Hooks, Machine
 from ..units import check_memory_size
 from .backends import MemoryBackend, anonymous_memory, open_backend
+from .bridges import add_bridge, find_bus
 from .chardev import Chardev, SerialLine, open_chardev
 from .cpu import UnicornCpu
+from .kernel import read_kernel
 from .link import MemoryLink, ServerLink, shake_hands
 from .migration.manager import Migration
 from .properties import check_identifier, check_names, given, named, number, slot_number
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    from ..pc.hostbridge import PciBus
     from .options import Options
 
 log = logging.getLogger("ivshmem_lab.emulator")
@@ -71,7 +73,7 @@ class Emulator:
         self._started = False
         self._anonymous = 0
         self._serial: SerialLine | None = None
-        kernel = self._read_kernel()
+        kernel = read_kernel(options)
         self.cpu = UnicornCpu(native_hook=options.native_hook)
         self.runner = Runner(
             self.cpu,
@@ -88,22 +90,9 @@ class Emulator:
             device_deleted=self._device_deleted,
         )
         self._ram = anonymous_memory(options.memory_bytes)
-        self.machine = Machine(self.cpu, memoryview(self._ram), kernel, hooks)
+        self.machine = Machine(self.cpu, memoryview(self._ram), kernel, hooks, is_q35=options.machine == "q35")
         self.cpu.attach(self.machine, whole_machine=True)
         self.migration = Migration(self)
-
-    def _read_kernel(self) -> multiboot.Kernel | None:
-        path = self.options.kernel
-        if path is None:
-            return None
-        try:
-            image = Path(path).read_bytes()
-        except OSError as error:
-            raise GuestError(f"kernel {path!r} cannot be read: {error.strerror}") from error
-        # QEMU's multiboot loader puts the kernel's path before -append.
-        kernel = multiboot.parse(image, path, f"{path} {self.options.append}".rstrip())
-        multiboot.check_fit(kernel, path, self.options.memory_bytes)
-        return kernel
 
     async def start(self) -> None:
         """Open everything that the command line names, and start the vCPU's thread."""
@@ -224,16 +213,16 @@ class Emulator:
         if driver is None:
             raise QmpError("Parameter 'driver' is missing")
         device_id = self._new_id(pairs.pop("id", None))
-        check_names(driver, pairs)
-        if self.options.machine == "none":
-            bus = "ISA" if driver == "isa-debug-exit" else "PCI"
-            raise QmpError(f"No '{bus}' bus found for device '{driver}'")
+        check_names(driver, pairs, has_buses=self.options.machine != "none")
         if driver == "isa-debug-exit":
             await self._add_debug_exit(pairs)
             return
         slot = slot_number(driver, pairs.pop("addr", None))
-        if pairs.pop("bus", "pci.0") not in ("pci.0", "pci"):
-            raise QmpError(f"Bus '{properties['bus']}' not found")
+        bus = find_bus(self.machine, pairs.pop("bus", None))
+        if driver in BRIDGES:
+            add_bridge(self.machine, device_id, driver, pairs, slot, bus, started=self._started)
+            self.properties[device_id] = dict(properties)
+            return
         master = pairs.pop("master", "off")
         if master not in ("on", "off", "auto"):
             raise QmpError(f"Parameter 'master' does not accept value '{master}'")
@@ -243,12 +232,12 @@ class Emulator:
             device = Ivshmem(check_memory_size(backend.size_bytes, f"memdev {backend.object_id}"))
             backend.used_by = device_id
             try:
-                await self._plug(device_id, device, MemoryLink(backend.map), slot)
+                await self._plug(device_id, device, MemoryLink(backend.map), slot, bus)
             except BaseException:
                 backend.used_by = None
                 raise
         else:
-            await self._add_doorbell(device_id, pairs, slot, master)
+            await self._add_doorbell(device_id, pairs, slot, bus, master)
         self.properties[device_id] = dict(properties)
 
     def _new_id(self, device_id: str | None) -> str:
@@ -271,7 +260,9 @@ class Emulator:
             raise QmpError(f"can't use already busy memdev: {name}")
         return backend
 
-    async def _add_doorbell(self, device_id: str, pairs: dict[str, str], slot: int | None, master: str) -> None:
+    async def _add_doorbell(
+        self, device_id: str, pairs: dict[str, str], slot: int | None, bus: PciBus, master: str
+    ) -> None:
         driver = "ivshmem-doorbell"
         name = pairs.pop("chardev", None)
         if name is None:
@@ -297,15 +288,17 @@ class Emulator:
                 raise QmpError("master must connect to the server before any peers")
             self.migration.check_migratable(master, link.peer_id)
             device = Ivshmem(link.memory_bytes, vectors=vectors, peer_id=link.peer_id)
-            await self._plug(device_id, device, link, slot)
+            await self._plug(device_id, device, link, slot, bus)
         except BaseException:
             link.close()
             chardev.used_by = None
             raise
 
-    async def _plug(self, device_id: str, device: Ivshmem, link: MemoryLink | ServerLink, slot: int | None) -> None:
+    async def _plug(
+        self, device_id: str, device: Ivshmem, link: MemoryLink | ServerLink, slot: int | None, bus: PciBus
+    ) -> None:
         def plug() -> None:
-            self.machine.add_device(device_id, device, link, slot, hotplugged=self._started)
+            self.machine.add_device(device_id, device, link, slot, hotplugged=self._started, bus=bus)
             if isinstance(link, ServerLink):
                 link.attach(device, self.runner.events, lambda vector: self.machine.event(device, vector))
 

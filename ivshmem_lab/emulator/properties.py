@@ -23,6 +23,9 @@ PROPERTIES = {
     "ivshmem-plain": (*_PCI, "memdev"),
     "ivshmem-doorbell": (*_PCI, "chardev", "vectors", "ioeventfd"),
     "isa-debug-exit": ("iobase", "iosize"),
+    "pcie-root-port": ("addr", "bus", "chassis", "slot"),
+    "pcie-pci-bridge": ("addr", "bus"),
+    "pci-bridge": ("addr", "bus", "chassis_nr"),
 }
 """What each driver takes besides ``driver`` and ``id``."""
 
@@ -35,13 +38,15 @@ def check_identifier(text: str) -> None:
         )
 
 
-def check_names(driver: str, names: Mapping[str, str]) -> None:
+def check_names(driver: str, names: Mapping[str, str], *, has_buses: bool = True) -> None:
     """Refuse a driver or a property that does not exist; the texts begin as QEMU's."""
     if driver not in PROPERTIES:
         raise QmpError(f"'{driver}' is not a valid device model name; this machine has {', '.join(PROPERTIES)}")
     for name in names:
         if name not in PROPERTIES[driver]:
             raise QmpError(f"Property '{driver}.{name}' not found; there are {', '.join(PROPERTIES[driver])}")
+    if not has_buses:
+        raise QmpError(f"No '{'ISA' if driver == 'isa-debug-exit' else 'PCI'}' bus found for device '{driver}'")
 
 
 def slot_number(driver: str, text: str | None) -> int | None:

@@ -15,8 +15,9 @@ from ..device.effects import Effects, MapBar, RingDoorbell, SendMsi
 from ..device.ivshmem import MEMORY_BAR, MSIX_BAR, Ivshmem
 from ..errors import DeviceError
 from . import lapic
+from .bridges import PciBridge
 from .bus import PAGE_BYTES, MmioBus, PortBus, Range
-from .hostbridge import PciBus
+from .hostbridge import PciBus, RootBus
 
 if TYPE_CHECKING:
     from ..device.pci import PciFunction
@@ -64,19 +65,23 @@ class Board:
         The CPU whose physical memory is arranged.
     has_lapic
         False leaves interrupt messages to whoever overrides `message`.
+    bus_name
+        Name of bus 0.
     """
 
-    def __init__(self, cpu: Cpu, *, has_lapic: bool = True) -> None:
+    def __init__(self, cpu: Cpu, *, has_lapic: bool = True, bus_name: str = "pci.0") -> None:
         self.cpu = cpu
         self.lapic = lapic.Lapic()
         self.ports = PortBus()
         self.mmio = MmioBus()
-        self.pci = PciBus(self.act)
+        self.pci = RootBus(self.act, bus_name)
         self.ports.add(self.pci.ports())
         self.guest_errors: Counter[str] = Counter()
         """What the guest did that a PC answers with silence, by kind."""
         self._memory: list[Mapping] = []
         self._links: dict[PciFunction, Link] = {}
+        self._buses: dict[PciFunction, PciBus] = {}
+        """Where a function behind a bridge is."""
         self._bars: dict[tuple[PciFunction, int], Mapping | Range] = {}
         self._covered: dict[tuple[PciFunction, int], MapBar] = {}
         """BARs that lie over other memory, and appear when that goes."""
@@ -121,23 +126,26 @@ class Board:
 
     # -- devices -------------------------------------------------------------------------------------
 
-    def plug_ivshmem(self, device: Ivshmem, link: Link, slot: int) -> None:
-        """Put an ivshmem device into a slot, with the world behind it.
+    def plug_ivshmem(self, device: Ivshmem, link: Link, slot: int, bus: PciBus | None = None) -> None:
+        """Put an ivshmem device into a slot (of bus 0, or another), with the world behind it.
 
         Raises
         ------
         DeviceError
             When the slot is in use or does not exist.
         """
-        self.pci.plug(device, slot)
+        bus = bus or self.pci
+        bus.plug(device, slot)
         self._links[device] = link
+        self._buses[device] = bus
 
-    def unplug(self, slot: int) -> PciFunction:
+    def unplug(self, slot: int, bus: PciBus | None = None) -> PciFunction:
         """Take the device out of a slot; its BARs disappear."""
-        function = self.pci.unplug(slot)
+        function = (bus or self.pci).unplug(slot)
         for bar in list(function.mapped):
             self._hide(function, bar)
         self._links.pop(function, None)
+        self._buses.pop(function, None)
         return function
 
     def event(self, device: Ivshmem, vector: int) -> None:
@@ -155,6 +163,8 @@ class Board:
                 self._hide(function, effect.bar)
             else:
                 self._show(function, effect)
+        if isinstance(function, PciBridge):
+            self._pass_through(function)
 
     def message(self, address: int, data: int) -> None:
         """Deliver an interrupt message: to the local APIC, or as the plain store that it is elsewhere."""
@@ -199,8 +209,10 @@ class Board:
         return True
 
     def _show(self, function: PciFunction, effect: MapBar) -> None:
-        if not self._place(function, effect):
-            self._covered[function, effect.bar] = effect
+        if self._place(function, effect):
+            return
+        self._covered[function, effect.bar] = effect
+        if effect.address is None or self._reaches(function, effect.address, effect.bar):
             self.guest_error(
                 "BAR over other memory", f"{function.name} BAR {effect.bar} at {effect.address:#x} stays hidden"
             )
@@ -210,6 +222,8 @@ class Board:
         bar, address = function.bars[effect.bar], effect.address
         if bar.is_io or address is None:
             return True
+        if not self._reaches(function, address, effect.bar):
+            return False
         shown: Mapping | Range
         if effect.bar == MEMORY_BAR and function in self._links:
             shown = Mapping(address, bar.size_bytes, self._links[function].memory)
@@ -226,6 +240,23 @@ class Board:
         if placed:
             self._bars[function, effect.bar] = shown
         return placed
+
+    def _reaches(self, function: PciFunction, address: int, bar: int) -> bool:
+        bus = self._buses.get(function)
+        return bus is None or bus.reaches(address, function.bars[bar].size_bytes)
+
+    def _pass_through(self, bridge: PciBridge) -> None:
+        """Show and hide the BARs behind a bridge whose windows may have changed."""
+        if bridge.takes_reset():
+            for function in bridge.bus.walk():
+                self.act(function, function.reset())
+        for function in bridge.bus.walk():
+            for index, address in list(function.mapped.items()):
+                shown = (function, index) in self._bars
+                if shown != self._reaches(function, address, index):
+                    self._hide(function, index)
+                    if not self._place(function, effect := MapBar(index, address)):
+                        self._covered[function, index] = effect
 
     def _hide(self, function: PciFunction, bar: int) -> None:
         self._covered.pop((function, bar), None)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..device.pci import COMMAND, COMMAND_IO, COMMAND_MEMORY, COMMAND_SERR, INTERRUPT_LINE
+from ..device.pci import COMMAND, COMMAND_IO, COMMAND_MEMORY, COMMAND_SERR, INTERRUPT_LINE, Bar
+from .bridges import PciBridge
 
 if TYPE_CHECKING:
-    from ..device.pci import Bar, PciFunction
+    from ..device.pci import PciFunction
     from .board import Board
+    from .hostbridge import PciBus
 
 WINDOW_START = 0xC0000000
 WINDOW_END = 0xFEC00000
@@ -19,6 +21,8 @@ WINDOW_END = 0xFEC00000
 HIGH_START = 1 << 32
 IO_START, IO_END = 0xC000, 0x10000
 PM_INTERRUPT_LINE = 9
+WINDOW_BYTES = 16 << 20
+"""What every bridge forwards, at least."""
 
 
 class Allocator:
@@ -47,6 +51,36 @@ class Allocator:
         address = -(-self._high // bar.size_bytes) * bar.size_bytes
         self._high = address + bar.size_bytes
         return address
+
+
+def assign_all(board: Board, allocator: Allocator) -> None:
+    """Give the buses numbers, open the bridges' windows, and give every BAR of the machine its address."""
+    _assign_bus(board, board.pci, allocator, 1)
+
+
+def _assign_bus(board: Board, bus: PciBus, allocator: Allocator, number: int) -> int:
+    """Do one bus and those behind it; returns the next bus number."""
+    assign(board, [function for _, _, function in bus if not isinstance(function, PciBridge)], allocator)
+    for _, _, bridge in bus:
+        if not isinstance(bridge, PciBridge):
+            continue
+        window = Bar(0, _window_bytes(bridge.bus))
+        first = allocator.address(window)
+        if first is None:
+            board.guest_error("no room for a bridge's window", f"{bridge.name}, {window.size_bytes} bytes")
+            continue
+        assign(board, [bridge], allocator)
+        behind = first + window.size_bytes
+        following = _assign_bus(board, bridge.bus, Allocator(first, behind), number + 1)
+        board.act(bridge, bridge.open_window(first, behind, range(number, following)))
+        number = following
+    return number
+
+
+def _window_bytes(bus: PciBus) -> int:
+    """Return the size of a bridge's window: twice what is there, for alignment and for what is plugged later."""
+    wanted = sum(2 * bar.size_bytes for function in bus.walk() for bar in function.bars.values())
+    return max(WINDOW_BYTES, 1 << (wanted - 1).bit_length() if wanted else 0)
 
 
 def assign(board: Board, functions: list[PciFunction], allocator: Allocator) -> None:

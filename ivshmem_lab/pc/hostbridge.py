@@ -1,4 +1,4 @@
-"""PCI bus 0 behind configuration mechanism 1, and the functions of the i440FX/PIIX3 chipset.
+"""PCI buses, bus 0 behind configuration mechanism 1, and the functions of the i440FX/PIIX3 chipset.
 
 Ref: PCI 3.0, section 3.2.2.3.2 (ports 0xCF8 and 0xCFC). The chipset's identities and
 read-only bytes are those that QEMU 7.2 ``-machine pc`` shows at reset.
@@ -7,7 +7,7 @@ read-only bytes are those that QEMU 7.2 ``-machine pc`` shows at reset.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from ..device.effects import Effects
 from ..device.pci import Bar, PciFunction
@@ -22,18 +22,34 @@ INTEL = 0x8086
 Act = Callable[[PciFunction, Effects], None]
 
 
+class Bridge(Protocol):
+    """What a bus asks of the bridge before it."""
+
+    @property
+    def numbers(self) -> range:
+        """The bus numbers behind the bridge, by its registers."""
+
+    def forwards(self, address: int, size_bytes: int) -> bool:
+        """Tell whether memory accesses to these addresses reach the bus behind."""
+
+
 class PciBus:
-    """The 32 slots of bus 0 and the two ports that reach them.
+    """The 32 slots of a bus.
 
     Parameters
     ----------
-    act
-        Called with a function and the effects of a configuration write.
+    name
+        What ``bus=`` calls it.
+    bridge
+        The bridge before it; None for bus 0.
     """
 
-    def __init__(self, act: Act) -> None:
-        self._act = act
-        self._address = 0
+    def __init__(self, name: str, bridge: Bridge | None = None) -> None:
+        self.name = name
+        self.bridge = bridge
+        self.parent: PciBus | None = None
+        self.children: list[PciBus] = []
+        """Buses behind bridges on this one, in the order in which they came."""
         self._functions: dict[tuple[int, int], PciFunction] = {}
 
     def plug(self, function: PciFunction, slot: int, number: int = 0) -> None:
@@ -49,6 +65,37 @@ class PciBus:
         if (slot, number) in self._functions:
             raise DeviceError(f"slot {slot} function {number} is in use by {self._functions[slot, number].name}")
         self._functions[slot, number] = function
+
+    def plug_bridge(self, bridge: PciFunction, behind: PciBus, slot: int) -> None:
+        """Put a bridge into a slot, with the bus behind it."""
+        self.plug(bridge, slot)
+        self.children.append(behind)
+        behind.parent = self
+
+    def walk(self) -> Iterator[PciFunction]:
+        """Yield every function here and on the buses behind, near ones first."""
+        for _, _, function in self:
+            yield function
+        for child in self.children:
+            yield from child.walk()
+
+    def numbered(self, number: int) -> PciBus | None:
+        """Find a bus behind this one by the number that software gave it."""
+        for child in self.children:
+            assert child.bridge is not None
+            numbers = child.bridge.numbers
+            if number and number in numbers:
+                return child if number == numbers.start else child.numbered(number)
+        return None
+
+    def reaches(self, address: int, size_bytes: int) -> bool:
+        """Tell whether memory accesses get here through all bridges."""
+        bus: PciBus | None = self
+        while bus is not None and bus.bridge is not None:
+            if not bus.bridge.forwards(address, size_bytes):
+                return False
+            bus = bus.parent
+        return True
 
     def unplug(self, slot: int, number: int = 0) -> PciFunction:
         """Take a function out of its slot."""
@@ -66,6 +113,23 @@ class PciBus:
     def at(self, slot: int, number: int = 0) -> PciFunction | None:
         """Return the function in a slot, if there is one."""
         return self._functions.get((slot, number))
+
+
+class RootBus(PciBus):
+    """Bus 0 and the two ports that reach it and all buses behind.
+
+    Parameters
+    ----------
+    act
+        Called with a function and the effects of a configuration write.
+    name
+        Its name.
+    """
+
+    def __init__(self, act: Act, name: str = "pci.0") -> None:
+        super().__init__(name)
+        self._act = act
+        self._address = 0
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state of the bus and all functions as plain values."""
@@ -85,9 +149,11 @@ class PciBus:
         return Range(CONFIG_ADDRESS, 8, self._read, self._write)
 
     def _selected(self) -> PciFunction | None:
-        if not self._address & ENABLE or self._address >> 16 & 0xFF:
+        if not self._address & ENABLE:
             return None
-        return self._functions.get((self._address >> 11 & 31, self._address >> 8 & 7))
+        number = self._address >> 16 & 0xFF
+        bus = self.numbered(number) if number else self
+        return None if bus is None else bus.at(self._address >> 11 & 31, self._address >> 8 & 7)
 
     # The data port's offset is put over the low bits of the address, which hardware would ignore (QEMU 7.2).
     def _read(self, offset: int, size: int) -> int:
@@ -110,7 +176,7 @@ class PciBus:
     def reset(self) -> None:
         """Return every function to power-on values."""
         self._address = 0
-        for _, _, function in self:
+        for function in self.walk():
             self._act(function, function.reset())
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..device.ivshmem import Ivshmem
 from ..errors import DeviceError
-from . import acpi_hotplug, firmware, fw_cfg, multiboot, uart
+from . import acpi_hotplug, firmware, fw_cfg, multiboot, q35, uart
 from .board import Board, Link, Mapping
 from .bus import Range
-from .hostbridge import chipset
+from .hostbridge import PciBus, chipset
 from .irq_inputs import IrqInputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..device.ivshmem import Ivshmem
     from ..device.pci import PciFunction
+    from .bridges import PciBridge
     from .cpu import Cpu
 
 LATCH_PORTS = (0x20, 0x21, 0xA0, 0xA1, 0x80)
@@ -62,6 +63,7 @@ class Peripheral:
 
     device: Ivshmem
     slot: int
+    bus: PciBus
     hotplugged: bool = False
 
 
@@ -78,12 +80,21 @@ class Machine(Board):
         What to start, or None to rest.
     hooks
         Whom to tell.
+    is_q35
+        Has the Q35 chipset instead of the i440FX; bus 0 takes no hot-plug then, buses behind bridges do.
     """
 
     def __init__(
-        self, cpu: Cpu, ram: memoryview, kernel: multiboot.Kernel | None = None, hooks: Hooks | None = None
+        self,
+        cpu: Cpu,
+        ram: memoryview,
+        kernel: multiboot.Kernel | None = None,
+        hooks: Hooks | None = None,
+        *,
+        is_q35: bool = False,
     ) -> None:
-        super().__init__(cpu)
+        super().__init__(cpu, bus_name="pcie.0" if is_q35 else "pci.0")
+        self._root_takes_hotplug = not is_q35
         self.ram = ram
         self.kernel = kernel
         self.hooks = hooks or Hooks()
@@ -93,10 +104,15 @@ class Machine(Board):
         """First port and number of ports of ``isa-debug-exit``."""
         self.uart = uart.Uart(self.hooks.transmit, self.hooks.transmitter_ready, self.hooks.receiver_ready)
         self.hotplug = acpi_hotplug.AcpiHotplug(self._ejected, self._removable)
-        for slot, number, function in chipset():
+        self.buses: dict[str, PciBus] = {self.pci.name: self.pci}
+        """Buses by name."""
+        self.bridges: dict[str, PciBridge] = {}
+        """Bridges by id."""
+        for slot, number, function in q35.chipset() if is_q35 else chipset():
             self.pci.plug(function, slot, number)
         self.ports.add(Range(uart.COM1, uart.PORTS, self.uart.read, self.uart.write))
-        self.ports.add(Range(acpi_hotplug.BASE, acpi_hotplug.SIZE, self.hotplug.read, self.hotplug.write))
+        base = acpi_hotplug.BASE_Q35 if is_q35 else acpi_hotplug.BASE
+        self.ports.add(Range(base, acpi_hotplug.SIZE, self.hotplug.read, self.hotplug.write))
         self.irq_inputs = IrqInputs()
         self.fw_cfg = fw_cfg.FwCfg(len(ram))
         self.ports.add(Range(fw_cfg.PORT, fw_cfg.PORTS, self.fw_cfg.read, self.fw_cfg.write))
@@ -122,7 +138,14 @@ class Machine(Board):
     # -- devices -------------------------------------------------------------------------------------
 
     def add_device(
-        self, device_id: str, device: Ivshmem, link: Link, slot: int | None = None, *, hotplugged: bool
+        self,
+        device_id: str,
+        device: Ivshmem,
+        link: Link,
+        slot: int | None = None,
+        *,
+        hotplugged: bool,
+        bus: PciBus | None = None,
     ) -> int:
         """Plug a device; a hot-plugged one is announced to the guest.
 
@@ -138,22 +161,65 @@ class Machine(Board):
         """
         if device_id in self.peripherals:
             raise DeviceError(f"Duplicate device ID '{device_id}'")
-        if slot is None:
-            slot = self.pci.free_slot()
-            if slot is None:
-                raise DeviceError(f"PCI: no slot/function available for {device.name}, all in use or reserved")
-        elif (holder := self.pci.at(slot)) is not None:
-            raise DeviceError(
-                f"PCI: slot {slot} function 0 not available for {device.name}, in use by {holder.name},id={self._id_of(holder)}"
-            )
-        self.plug_ivshmem(device, link, slot)
-        self.peripherals[device_id] = Peripheral(device, slot, hotplugged)
+        bus = bus or self.pci
+        number = self._hotplug_number(bus)
+        if hotplugged and number is None:
+            raise DeviceError(f"Bus '{bus.name}' does not support hotplugging")
+        slot = self._slot_for(device, slot, bus)
+        self.plug_ivshmem(device, link, slot, bus)
+        self.peripherals[device_id] = Peripheral(device, slot, bus, hotplugged)
         if hotplugged:
-            self.hotplug.came(slot)
+            assert number is not None
+            self.hotplug.came(slot, number)
+        return slot
+
+    def add_bridge(self, bridge_id: str, bridge: PciBridge, slot: int | None, bus: PciBus) -> None:
+        """Plug a bridge, before the machine starts; its bus has the bridge's id as name.
+
+        Raises
+        ------
+        DeviceError
+            When the slot is in use, or no slot is left.
+        """
+        bus.plug_bridge(bridge, bridge.bus, self._slot_for(bridge, slot, bus))
+        self.bridges[bridge_id] = bridge
+        self.buses[bridge_id] = bridge.bus
+
+    def _slot_for(self, function: PciFunction, slot: int | None, bus: PciBus) -> int:
+        if slot is None:
+            slot = bus.free_slot()
+            if slot is None:
+                raise DeviceError(f"PCI: no slot/function available for {function.name}, all in use or reserved")
+        elif (holder := bus.at(slot)) is not None:
+            raise DeviceError(
+                f"PCI: slot {slot} function 0 not available for {function.name}, in use by {holder.name},id={self._id_of(holder)}"
+            )
         return slot
 
     def _id_of(self, function: PciFunction) -> str:
-        return next((name for name, plugged in self.peripherals.items() if plugged.device is function), "(null)")
+        functions: dict[PciFunction, str] = {plugged.device: name for name, plugged in self.peripherals.items()}
+        functions |= {bridge: name for name, bridge in self.bridges.items()}
+        return functions.get(function, "(null)")
+
+    def _hotplug_buses(self) -> list[PciBus]:
+        """Return the buses that can be plugged into, by their number on the hot-plug ports."""
+
+        def behind(bus: PciBus) -> list[PciBus]:
+            return [found for child in reversed(bus.children) for found in (child, *behind(child))]
+
+        return [*([self.pci] if self._root_takes_hotplug else []), *behind(self.pci)]
+
+    def takes_hotplug(self, bus: PciBus) -> bool:
+        """Tell whether devices come and go on a bus while the machine runs."""
+        return self._hotplug_number(bus) is not None
+
+    def _hotplug_number(self, bus: PciBus) -> int | None:
+        buses = self._hotplug_buses()
+        return buses.index(bus) if bus in buses else None
+
+    def _hotplug_bus(self, number: int) -> PciBus | None:
+        buses = self._hotplug_buses()
+        return buses[number] if number < len(buses) else None
 
     def ask_to_go(self, device_id: str) -> None:
         """Ask the guest to let a device go; it is gone when the guest ejects it.
@@ -163,18 +229,30 @@ class Machine(Board):
         DeviceError
             When there is no such device.
         """
+        if device_id in self.bridges:
+            raise DeviceError(f"'{device_id}' is a bridge; bridges stay as long as the machine")
         if device_id not in self.peripherals:
             raise DeviceError(f"Device '{device_id}' not found")
-        self.hotplug.asked_to_go(self.peripherals[device_id].slot)
+        plugged = self.peripherals[device_id]
+        number = self._hotplug_number(plugged.bus)
+        if number is None:
+            raise DeviceError(f"Bus '{plugged.bus.name}' does not support hotplugging")
+        self.hotplug.asked_to_go(plugged.slot, number)
 
-    def _removable(self) -> int:
-        # QEMU 7.2 lets every slot but the chipset's (0 and 1) go, occupied or not.
-        return 0xFFFFFFFC
+    def _removable(self, number: int) -> int:
+        # QEMU 7.2 lets every slot go, occupied or not, but those of the chipset and of bridges.
+        bus = self._hotplug_bus(number)
+        fixed = 0
+        for slot, _, function in bus or ():
+            if not isinstance(function, Ivshmem):
+                fixed |= 1 << slot
+        return 0xFFFFFFFF & ~fixed
 
-    def _ejected(self, slot: int) -> None:
+    def _ejected(self, number: int, slot: int) -> None:
+        bus = self._hotplug_bus(number)
         for device_id, plugged in list(self.peripherals.items()):
-            if plugged.slot == slot:
-                self.unplug(slot)
+            if plugged.slot == slot and plugged.bus is bus:
+                self.unplug(slot, bus)
                 del self.peripherals[device_id]
                 self.hooks.device_deleted(device_id, plugged.device)
 
@@ -197,8 +275,8 @@ class Machine(Board):
 
     def reset(self) -> None:
         """Reset everything but memory; devices that were asked to go are gone (QEMU 7.2)."""
-        for slot in self.hotplug.waiting():
-            self._ejected(slot)
+        for number, slot in self.hotplug.waiting():
+            self._ejected(number, slot)
         super().reset()
         self.uart.reset()
         self.fw_cfg.reset()
@@ -212,8 +290,7 @@ class Machine(Board):
         Start
             Where and how the CPU begins.
         """
-        functions = [function for _, _, function in self.pci]
-        firmware.assign(self, functions, firmware.Allocator(max(firmware.WINDOW_START, len(self.ram))))
+        firmware.assign_all(self, firmware.Allocator(max(firmware.WINDOW_START, len(self.ram))))
         if self.kernel is None:
             self.ram[IDLE_ADDRESS : IDLE_ADDRESS + len(IDLE)] = IDLE
             return multiboot.Start(IDLE_ADDRESS, 0, 0)

@@ -14,7 +14,7 @@ from ivshmem_lab.errors import DeviceError
 from ivshmem_lab.pc import acpi_hotplug, uart
 from ivshmem_lab.pc.acpi_hotplug import AcpiHotplug
 from ivshmem_lab.pc.bus import MmioBus, PortBus, Range
-from ivshmem_lab.pc.hostbridge import PciBus, chipset
+from ivshmem_lab.pc.hostbridge import RootBus, chipset
 from ivshmem_lab.pc.uart import Uart
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Bus:
 
     def __init__(self) -> None:
         self.effects: list[tuple[PciFunction, Effects]] = []
-        self.pci = PciBus(lambda function, effects: self.effects.append((function, effects)))
+        self.pci = RootBus(lambda function, effects: self.effects.append((function, effects)))
         for slot, number, function in chipset():
             self.pci.plug(function, slot, number)
         self.device = Ivshmem(1 << 20, vectors=1)
@@ -225,8 +225,10 @@ class Hotplug:
     """The ports with slots 2 and up removable, and what was ejected."""
 
     def __init__(self) -> None:
-        self.ejected: list[int] = []
-        self.ports = AcpiHotplug(self.ejected.append, lambda: 0xFFFFFFFC)
+        self.ejected: list[tuple[int, int]] = []
+        self.ports = AcpiHotplug(
+            lambda *place: self.ejected.append(place), lambda bus: 0xFFFFFFFF if bus else 0xFFFFFFFC
+        )
 
     def read(self, offset: int) -> int:
         return self.ports.read(offset, 4)
@@ -244,9 +246,9 @@ def test_a_device_is_asked_until_it_is_ejected() -> None:
     hotplug = Hotplug()
     hotplug.ports.asked_to_go(5)
     assert [hotplug.read(acpi_hotplug.DOWN) for _ in range(2)] == [1 << 5] * 2
-    assert hotplug.ports.waiting() == [5]
+    assert hotplug.ports.waiting() == [(0, 5)]
     hotplug.ports.write(acpi_hotplug.EJECT, 4, 1 << 5)
-    assert hotplug.ejected == [5]
+    assert hotplug.ejected == [(0, 5)]
     assert (hotplug.read(acpi_hotplug.DOWN), hotplug.ports.waiting()) == (0, [])
 
 
@@ -255,36 +257,41 @@ def test_of_several_eject_bits_the_lowest_counts() -> None:
     for slot in (4, 5):
         hotplug.ports.asked_to_go(slot)
     hotplug.ports.write(acpi_hotplug.EJECT, 4, 0b110000)
-    assert (hotplug.ejected, hotplug.read(acpi_hotplug.DOWN)) == ([4], 1 << 5)
+    assert (hotplug.ejected, hotplug.read(acpi_hotplug.DOWN)) == ([(0, 4)], 1 << 5)
 
 
 def test_ejecting_works_unasked_and_not_for_the_chipset() -> None:
     hotplug = Hotplug()
     for value in (1 << 7, 0, 1, 2):
         hotplug.ports.write(acpi_hotplug.EJECT, 4, value)
-    assert hotplug.ejected == [7]
+    assert hotplug.ejected == [(0, 7)]
     assert hotplug.read(acpi_hotplug.REMOVABLE) == 0xFFFFFFFC
     assert hotplug.read(acpi_hotplug.EJECT) == 0
 
 
-def test_another_bus_has_nothing() -> None:
+def test_a_selected_bus_has_news_of_its_own() -> None:
     hotplug = Hotplug()
     hotplug.ports.came(5)
+    hotplug.ports.came(7, 1)
     hotplug.ports.asked_to_go(6)
     hotplug.ports.write(acpi_hotplug.BUS_SELECT, 4, 1)
     offsets = (acpi_hotplug.UP, acpi_hotplug.DOWN, acpi_hotplug.REMOVABLE, acpi_hotplug.BUS_SELECT)
-    assert [hotplug.read(offset) for offset in offsets] == [0, 0, 0, 1]
+    assert [hotplug.read(offset) for offset in offsets] == [1 << 7, 0, 0xFFFFFFFF, 1]
+    hotplug.ports.asked_to_go(7, 1)
+    assert hotplug.ports.waiting() == [(0, 6), (1, 7)]
     hotplug.ports.write(acpi_hotplug.EJECT, 4, 1 << 6)
     hotplug.ports.write(acpi_hotplug.BUS_SELECT, 4, 0)
     assert [hotplug.read(offset) for offset in offsets] == [1 << 5, 1 << 6, 0xFFFFFFFC, 0]
-    assert hotplug.ejected == []
+    assert hotplug.ejected == [(1, 6)]
+    hotplug.ports.write(acpi_hotplug.BUS_SELECT, 4, 256)
+    assert [hotplug.read(offset) for offset in offsets] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_only_32_bit_accesses_count(size: int) -> None:
     hotplug = Hotplug()
     hotplug.ports.came(5)
-    assert hotplug.ports.read(acpi_hotplug.UP, size) == (1 << 8 * size) - 1
+    assert hotplug.ports.read(acpi_hotplug.UP, size) == 0
     hotplug.ports.write(acpi_hotplug.EJECT, size, 1 << 5)
     assert (hotplug.ejected, hotplug.read(acpi_hotplug.UP)) == ([], 1 << 5)
 

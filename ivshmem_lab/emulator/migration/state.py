@@ -51,6 +51,8 @@ def _peers(emulator: Emulator) -> list[str]:
 
 def blockers(emulator: Emulator) -> list[str]:
     """Say why the machine cannot move, in QEMU's words: once for each device that stays."""
+    if emulator.options.machine != "pc" or emulator.machine.bridges:
+        return ["only -machine pc without bridges can be migrated"]
     return [MASTER_BLOCKER for _ in _peers(emulator)]
 
 
