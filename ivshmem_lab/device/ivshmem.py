@@ -281,12 +281,16 @@ class Ivshmem(PciFunction):
         return effects
 
     def reset(self) -> Effects:
-        """Reset registers, MSI-X and configuration; id, peers and memory stay (QEMU 7.2)."""
+        """Reset registers, MSI-X and header; id, peers, memory and the bytes behind the capabilities stay (QEMU 7.2)."""
         self.registers.set(INT_MASK, 0)
         self.registers.set(INT_STATUS, 0)
         if self.msix:
             self.msix.reset()
-        return super().reset()
+        free = MSIX_CAPABILITY + (CAPABILITY_BYTES if self.msix else 0)
+        kept = self._config[free:]
+        effects = super().reset()
+        self._config[free:] = kept
+        return effects
 
     def __repr__(self) -> str:
         """Show the registers with their fields, values and meanings: the device as a lesson."""

@@ -88,7 +88,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("-kernel /nope/k", "/nope/k", "multiboot ELF"),
         ("-kernel /tmp", "/tmp", "multiboot ELF"),
         ("-append x", "-append", "-kernel"),
-        ("-machine q35", "q35", "pc"),
+        ("-machine microvm", "microvm", "pc"),
         ("-machine pc,usb=on", "'usb'", "accel"),
         ("-machine pc,accel=kvm", "kvm", "tcg"),
         ("-accel kvm", "kvm", "tcg"),
