@@ -79,6 +79,7 @@ class Board:
         self.guest_errors: Counter[str] = Counter()
         """What the guest did that a PC answers with silence, by kind."""
         self._memory: list[Mapping] = []
+        self._in_message = False
         self._links: dict[PciFunction, Link] = {}
         self._buses: dict[PciFunction, PciBus] = {}
         """Where a function behind a bridge is."""
@@ -176,6 +177,15 @@ class Board:
         if mapping is not None and address <= mapping.end - 4:
             offset = address - mapping.address
             mapping.view[offset : offset + 4] = data.to_bytes(4, "little")
+            return
+        mmio = self.mmio.find(address)
+        # A message that a register sends on writing to it by message is one too many: no endless chains.
+        if mmio is not None and not self._in_message:
+            self._in_message = True
+            try:
+                mmio.write(address - mmio.start, 4, data)
+            finally:
+                self._in_message = False
             return
         self.guest_error("interrupt message for nobody", f"address {address:#x}, data {data:#x}")
 

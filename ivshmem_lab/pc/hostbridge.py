@@ -15,6 +15,7 @@ from ..errors import DeviceError
 from .bus import Range, ones
 
 CONFIG_ADDRESS = 0xCF8
+RESET_CONTROL = 1
 SLOTS = 32
 ENABLE = 0x80000000
 INTEL = 0x8086
@@ -158,7 +159,8 @@ class RootBus(PciBus):
     # The data port's offset is put over the low bits of the address, which hardware would ignore (QEMU 7.2).
     def _read(self, offset: int, size: int) -> int:
         if offset < 4:
-            return self._address if offset == 0 and size == 4 else 0
+            # QEMU 7.2 gives the low bytes wherever a narrow read begins; at 0xCF9 is the reset control register.
+            return 0 if offset == RESET_CONTROL and size == 1 else self._address & ones(size)
         function = self._selected()
         if function is None:
             return ones(size)

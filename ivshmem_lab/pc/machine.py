@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..device.ivshmem import Ivshmem
+from ..device.pci import COMMAND, COMMAND_IO, COMMAND_MEMORY
 from ..errors import DeviceError
 from . import acpi_hotplug, firmware, fw_cfg, multiboot, q35, uart
 from .board import Board, Link, Mapping
@@ -171,6 +172,8 @@ class Machine(Board):
         if hotplugged:
             assert number is not None
             self.hotplug.came(slot, number)
+            # A new device decodes; only a reset switches that off (QEMU 7.2).
+            self.act(device, device.write_config(COMMAND, 2, COMMAND_IO | COMMAND_MEMORY))
         return slot
 
     def add_bridge(self, bridge_id: str, bridge: PciBridge, slot: int | None, bus: PciBus) -> None:

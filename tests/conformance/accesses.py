@@ -55,6 +55,10 @@ class Step:
     qmp: tuple[str, tuple[tuple[str, Any], ...]] | None = None
 
 
+NOTHING = Step("")
+"""What a step shrinks to."""
+
+
 # -- what there is to do -----------------------------------------------------------------------------------------------
 
 
@@ -88,7 +92,18 @@ def memory(address: int, size: int, value: int | None = None, *, settles: bool =
 def bar(index: int, offset: int, size: int, value: int | None = None, place: int = 0) -> Step:
     """Read or write inside a BAR, at one of its places."""
     rings = index == 0 and value is not None and offset < 16 and offset + size > 12
+    if rings and value is not None and any(word & 0xFFFF > 0xFF for word in doorbells(offset, size, value)):
+        return NOTHING  # the listed difference `doorbell vectors`
     return memory(PLACES[index][place % len(PLACES[index])] + offset, size, value, settles=rings)
+
+
+def doorbells(offset: int, size: int, value: int) -> Iterator[int]:
+    """Yield what the doorbell register gets of a write, which comes in aligned pieces of at most 4 bytes."""
+    while size:
+        width = 1 << min(size, 4, offset & -offset or 4).bit_length() - 1
+        if offset & ~3 == 12:
+            yield value & (1 << 8 * width) - 1
+        offset, size, value = offset + width, size - width, value >> 8 * width
 
 
 def move(index: int, place: int) -> Step:
@@ -142,8 +157,6 @@ def command(text: str, **arguments: Any) -> Step:
     return Step(f"QMP {text} {arguments}", qmp=(text, tuple(arguments.items())))
 
 
-NOTHING = Step("")
-"""What a step shrinks to."""
 RESET = command("system_reset")
 PLACED = (*(move(index, 0) for index in PLACES), config(4, 2, 6))
 """What makes a device reachable after a reset."""
@@ -163,9 +176,11 @@ class Pair:
         0 for an ivshmem-plain, otherwise for an ivshmem-doorbell; None for no device.
     options
         Further options.
+    served_vectors
+        How many vectors the servers give, if not all.
     """
 
-    def __init__(self, directory: Path, vectors: int | None, *options: str) -> None:
+    def __init__(self, directory: Path, vectors: int | None, *options: str, served_vectors: int | None = None) -> None:
         self.vectors = vectors
         self.accesses = 0
         with contextlib.ExitStack() as stack:
@@ -174,7 +189,7 @@ class Pair:
                 device: list[str] = []
                 if vectors:
                     path = directory / f"server.{kind}"
-                    stack.enter_context(served(path, vectors=vectors, size_bytes=MIB))
+                    stack.enter_context(served(path, vectors=served_vectors or vectors, size_bytes=MIB))
                     device = ["-chardev", f"socket,id=c,path={path}"]
                     device += ["-device", f"ivshmem-doorbell,chardev=c,vectors={vectors},addr={SLOT},id=d"]
                 elif vectors == 0:
@@ -256,7 +271,8 @@ def _qmp(machine: Qtest, name: str, arguments: tuple[tuple[str, Any], ...]) -> A
         return machine.qmp.event(dict(arguments)["name"])["data"]
     answer = machine.qmp.execute(name, **dict(arguments))
     if name == "system_reset" and "return" in answer:
-        machine.qmp.event("RESET")  # QEMU answers before it is done
+        machine.qmp.hears("RESET")  # QEMU answers before it is done
+        machine.qmp.events = [event for event in machine.qmp.events if event["event"] != "RESET"]
     if "error" in answer:
         return answer["error"]["class"]
     return answer["return"]

@@ -217,9 +217,11 @@ def test_any_configuration_writes_keep_the_bars_and_the_map_together(
         assert shown == device.mapped
         check_bars(device)
         assert device.read_config(offset, size) < 1 << 8 * size
+    free = 0x4C if vectors else 0x40  # plain storage behind the capabilities survives (QEMU 7.2)
+    before = device.config_bytes()
     device.reset()
     assert device.mapped == {}
-    assert device.config_bytes() == Ivshmem(MIB, vectors=vectors).config_bytes()
+    assert device.config_bytes() == Ivshmem(MIB, vectors=vectors).config_bytes()[:free] + before[free:]
 
 
 @pytest.mark.parametrize(
