@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo lab test guests clean
+.PHONY: help demo lab test conformance guests clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -25,6 +25,12 @@ test: $(VENV)/.test  ## install what the tests need, then run every check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+ACCESSES ?= 100000
+SEED ?=
+
+conformance: $(VENV)/.test  ## compare 100000 random accesses with real QEMU (ACCESSES=, SEED=)
+	@IVSHMEM_LAB_ACCESSES=$(ACCESSES) IVSHMEM_LAB_SEED=$(SEED) $(BIN)/pytest -s -q tests/conformance
 
 guests: $(VENV)/.demo  ## build the guest programs again from their sources (needs gcc)
 	@$(BIN)/python -m ivshmem_lab.guests.toolchain

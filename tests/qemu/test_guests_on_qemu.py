@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -11,19 +10,18 @@ import shutil
 import socket
 import struct
 import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pytest
+from machines import memfd_backend, served
 
 from ivshmem_lab.guests import guest_path, toolchain
 from ivshmem_lab.guests.exchange import Mailbox, StreamRing, consume, produce, stream_checksum
 from ivshmem_lab.ipc.memory import SharedMemory
 from ivshmem_lab.peer.peer import Peer
-from ivshmem_lab.server.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,8 +83,7 @@ def guest(name: str, append: str, *devices: str, **options: Any) -> Guest:
 
 def plain_options(memory: SharedMemory, slot: int = 4) -> list[str]:
     """The parent's memfd as a memory backend; `share=on` of a file, since QEMU cannot take over a memfd."""
-    backend = f"memory-backend-file,id=m,mem-path=/proc/{os.getpid()}/fd/{memory.fd},size={memory.size_bytes},share=on"
-    return ["-object", backend, "-device", f"ivshmem-plain,memdev=m,addr={slot}"]
+    return [*memfd_backend(memory), "-device", f"ivshmem-plain,memdev=m,addr={slot}"]
 
 
 def doorbell(path: str, vectors: int = 1, slot: int = 4) -> list[str]:
@@ -97,28 +94,9 @@ def doorbell(path: str, vectors: int = 1, slot: int = 4) -> list[str]:
 @contextlib.contextmanager
 def serving(size_bytes: int = 4 * MIB, vectors: int = 1) -> Iterator[str]:
     """Our server on a thread of its own; gives the path of its socket."""
-    path = str(Path(os.environ["XDG_RUNTIME_DIR"]) / "guests-on-qemu.sock")
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    over = asyncio.Event()
-
-    async def serve(memory: SharedMemory) -> None:
-        server = Server(path, memory, vectors)
-        await server.start()
-        started.set()
-        await over.wait()
-        await server.close()
-
-    with SharedMemory.create_memfd(size_bytes) as memory:
-        thread = threading.Thread(target=loop.run_until_complete, args=(serve(memory),))
-        thread.start()
-        try:
-            assert started.wait(LIMIT_S)
-            yield path
-        finally:
-            loop.call_soon_threadsafe(over.set)
-            thread.join()
-            loop.close()
+    path = Path(os.environ["XDG_RUNTIME_DIR"]) / "guests-on-qemu.sock"
+    with served(path, vectors=vectors, size_bytes=size_bytes):
+        yield str(path)
 
 
 def dump(title: str, content: bytes) -> list[str]:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import re
-import socket
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import bare
 import pytest
 from machines import LIMIT_S, Machine, Qmp, memfd_backend, served
 
-from ivshmem_lab.device.ivshmem import Ivshmem
 from ivshmem_lab.guests import guest_path
 from ivshmem_lab.ipc.memory import SharedMemory
 from ivshmem_lab.peer.peer import Peer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.qemu
@@ -71,148 +67,6 @@ def test_the_probe_prints_the_same_of_doorbell_devices(vectors: tuple[int, ...],
     assert prints[0] == prints[1]
     assert [line for line in prints[0] if line.startswith("peer_id")] == [f"peer_id {i}" for i in range(len(vectors))]
     assert sum(line.startswith("msix vectors") for line in prints[0]) == len(vectors)
-
-
-class Qtest:
-    """Real QEMU with one ivshmem-doorbell, driven register by register without a guest."""
-
-    BAR0, BAR1 = 0xE0000000, 0xE0001000
-
-    def __init__(self, path: Path, server: Path, vectors: int) -> None:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen()
-            listener.settimeout(LIMIT_S)
-            command = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "pc", "-accel", "tcg", "-S"]
-            command += ["-m", "16", "-qtest", f"unix:{path}", "-qtest-log", "/dev/null", *doorbells(server, vectors)]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-            sock, _ = listener.accept()
-        with sock:
-            sock.settimeout(LIMIT_S)
-            self.stream = sock.makefile("rw")
-
-    def ask(self, request: str) -> int:
-        self.stream.write(request + "\n")
-        self.stream.flush()
-        while (words := self.stream.readline().split())[0] == "IRQ":
-            pass
-        assert words[0] == "OK", words
-        return int(words[1], 16) if len(words) > 1 else 0
-
-    def _memory(self, address: int, size: int, value: int | None) -> int:
-        if value is not None:
-            return self.ask(f"write {address:#x} {size} 0x{value.to_bytes(size, 'little').hex()}")
-        return int.from_bytes(self.ask(f"read {address:#x} {size}").to_bytes(size, "big"), "little")
-
-    def registers(self, offset: int, size: int, value: int | None = None) -> int:
-        return self._memory(self.BAR0 + offset, size, value)
-
-    def table(self, offset: int, size: int, value: int | None = None) -> int:
-        return self._memory(self.BAR1 + offset, size, value)
-
-    def config(self, offset: int, size: int, value: int | None = None) -> int:
-        self.ask(f"outl 0xcf8 {0x80000000 | 4 << 11 | offset & 0xFC:#x}")
-        port, letter = 0xCFC + (offset & 3), {1: "b", 2: "w", 4: "l"}[size]
-        return self.ask(f"in{letter} {port:#x}" if value is None else f"out{letter} {port:#x} {value:#x}")
-
-    def close(self) -> None:
-        self.stream.close()
-        self.process.kill()
-        self.process.wait()
-
-
-class Model:
-    """Our device, asked the same way."""
-
-    def __init__(self, vectors: int, memory_bytes: int) -> None:
-        self.device = Ivshmem(memory_bytes, vectors=vectors)
-
-    def _bar(self, bar: int, offset: int, size: int, value: int | None) -> int:
-        if value is None:
-            return self.device.read_bar(bar, offset, size)
-        self.device.write_bar(bar, offset, size, value)
-        return 0
-
-    def registers(self, offset: int, size: int, value: int | None = None) -> int:
-        return self._bar(0, offset, size, value)
-
-    def table(self, offset: int, size: int, value: int | None = None) -> int:
-        return self._bar(1, offset, size, value)
-
-    def config(self, offset: int, size: int, value: int | None = None) -> int:
-        if value is None:
-            return self.device.read_config(offset, size)
-        self.device.write_config(offset, size, value)
-        return 0
-
-
-@pytest.fixture(params=[2, 129])
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Model, Qtest]]:
-    """Both devices with BAR 0 and BAR 1 programmed."""
-    with served(tmp_path / "s", vectors=2, size_bytes=MIB):
-        theirs = Qtest(tmp_path / "q", tmp_path / "s", request.param)
-        ours = Model(request.param, MIB)
-        try:
-            for each in (ours, theirs):
-                each.config(0x10, 4, Qtest.BAR0)
-                each.config(0x14, 4, Qtest.BAR1)
-                each.config(0x04, 2, 2)
-            yield ours, theirs
-        finally:
-            theirs.close()
-
-
-def compare(pair: tuple[Model, Qtest], accesses: Iterator[tuple[str, int, int, int | None]]) -> None:
-    ours, theirs = pair
-    for number, (where, offset, size, value) in enumerate(accesses):
-        mine, real = (getattr(each, where)(offset, size, value) for each in (ours, theirs))
-        assert hex(mine) == hex(real), f"access {number}: {where} {offset:#x} size {size} value {value}"
-
-
-def test_random_register_accesses_have_qemus_answers(pair: tuple[Model, Qtest]) -> None:
-    chance = random.Random(1)
-
-    def accesses() -> Iterator[tuple[str, int, int, int | None]]:
-        for _ in range(1500):
-            size = chance.choice([1, 2, 4, 8])
-            offset = chance.choice([chance.randrange(16), chance.randrange(256 - size)])
-            yield "registers", offset, size, chance.choice([None, chance.getrandbits(8 * size)])
-            yield "registers", 0, 4, None
-
-    compare(pair, accesses())
-
-
-def test_random_accesses_to_the_vector_table_have_qemus_answers(pair: tuple[Model, Qtest]) -> None:
-    chance = random.Random(2)
-    table = 16 * (2 if pair[0].device.msix is None else pair[0].device.msix.vectors)
-
-    def accesses() -> Iterator[tuple[str, int, int, int | None]]:
-        for _ in range(1500):
-            size = chance.choice([1, 2, 4, 8])
-            offset = chance.choice([chance.randrange(table), 0x800 + chance.randrange(64), chance.randrange(0xFF0)])
-            yield "table", offset & -size, size, chance.choice([None, chance.getrandbits(8 * size)])
-
-    compare(pair, accesses())
-
-
-def test_random_configuration_accesses_have_qemus_answers(pair: tuple[Model, Qtest]) -> None:
-    chance = random.Random(3)
-
-    def accesses() -> Iterator[tuple[str, int, int, int | None]]:
-        for _ in range(1500):
-            size = chance.choice([1, 2, 4])
-            offset = chance.choice([chance.randrange(0x50), chance.randrange(256)]) & -size
-            if offset <= 4 < offset + size or chance.random() < 0.5:
-                # The command register is only looked at: QEMU maps BARs that hold nonsense over its own RAM.
-                yield "config", offset, size, None
-            else:
-                yield "config", offset, size, chance.choice([0, (1 << 8 * size) - 1, chance.getrandbits(8 * size)])
-                yield "config", offset, size, None
-
-    ours, theirs = pair
-    for each in (ours, theirs):
-        each.config(4, 2, 0)
-    compare(pair, accesses())
 
 
 # -- the same conversation ---------------------------------------------------------------------------------------------
