@@ -33,9 +33,10 @@ Exit status: 0 done, 1 failed, 2 wrong call, 130 interrupted."""
 _OTHERS = {
     "translate": "turn a QEMU command line with the legacy ivshmem device into one for today's QEMU",
     "trace": "draw what `ivshmem-server --trace FILE` recorded as a swim-lane, or replay it",
-    "bench": "measure in one run: `bench server` (joining peers), `bench channel` (messages between two processes)",
+    "bench": "measure in one run: `bench server` (joining peers), `bench channel` (messages between two processes), "
+    "`bench device` (register accesses)",
 }
-_BENCHES = ("server", "channel")
+_BENCHES = ("server", "channel", "device")
 
 _DEMO = """\
 Start an ivshmem server, two PCs on our emulator, two on real QEMU where it is installed, and join them from this
@@ -173,10 +174,11 @@ def _other(words: Sequence[str]) -> int:
                 f"usage: {PROGRAM} bench {{{','.join(_BENCHES)}}} ...\n\nexample: {PROGRAM} bench server --peers 64 --json"
             )
             return _DONE
-        raise UsageError(f"there are the measurements {' and '.join(_BENCHES)}; {given}; see {PROGRAM} bench --help")
-    from .bench import channel, server
+        raise UsageError(f"there are the measurements {', '.join(_BENCHES)}; {given}; see {PROGRAM} bench --help")
+    from .bench import channel, device, server
 
-    return server.main(words[2:]) if words[1] == "server" else channel.main(words[2:])
+    mains = {"server": server.main, "channel": channel.main, "device": device.main}
+    return mains[words[1]](words[2:])
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivshmem_lab.device.ivshmem import Ivshmem
@@ -317,6 +317,7 @@ bar_moves = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(bar_moves, max_size=40))
 def test_wherever_a_guest_puts_its_bars_nothing_overlaps_and_ram_stays(moves: list[tuple[int, str, int]]) -> None:
     pc = Pc()
