@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo lab test conformance guests clean
+.PHONY: help demo lab test conformance fuzz guests clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -31,6 +31,9 @@ SEED ?=
 
 conformance: $(VENV)/.test  ## compare 100000 random accesses with real QEMU (ACCESSES=, SEED=)
 	@IVSHMEM_LAB_ACCESSES=$(ACCESSES) IVSHMEM_LAB_SEED=$(SEED) $(BIN)/pytest -s -q tests/conformance
+
+fuzz: $(VENV)/.test  ## a million mutated inputs for peers and for the control socket (some minutes)
+	@IVSHMEM_LAB_FUZZ_INPUTS=1000000 $(BIN)/pytest -k mutated tests/peer/test_peer_hostile_server.py tests/server/test_server_control.py
 
 guests: $(VENV)/.demo  ## build the guest programs again from their sources (needs gcc)
 	@$(BIN)/python -m ivshmem_lab.guests.toolchain

@@ -18,6 +18,7 @@ from ..errors import IvshmemLabError, SharedMemoryError, UsageError
 from ..ipc.memory import SharedMemory
 from ..units import format_size
 from .daemon import PidFile, run_in_background, status_of
+from .door import allow_many_files
 from .events import (
     ClientRefused,
     LeaseEnded,
@@ -34,6 +35,7 @@ from .faults import describe_faults
 from .options import PID_FILE, Options, parse_arguments
 from .recorder import Recorder
 from .server import Server
+from .statefile import StateFile
 from .statusview import ask_status, show_status
 
 if TYPE_CHECKING:
@@ -122,25 +124,42 @@ async def _listen(
     options: Options, memory: SharedMemory, recorder: Recorder | None, stop: _Stop, ready: Callable[[], None]
 ) -> None:
     say = _Printer(options, memory)
+    file = None if options.state_file is None else StateFile(options.state_file)
+    allow_many_files()  # leases that come back need descriptors
+
+    def on_event(event: ServerEvent) -> None:
+        if file is not None and isinstance(event, (PeerJoined, PeerDeparted, LeaseEnded)):
+            file.update(server.export_state())
+        say.event(event)
+
     server = Server(
         options.socket,
         memory,
         options.vectors,
-        say.event,
+        on_event,
         queue_limit=options.queue_limit,
         policy=options.policy,
         shield_qemu=options.shield_qemu,
         lease_hold_s=options.lease_hold_s,
         control_path=options.control,
+        state=None if file is None else file.load(),
         tap=recorder,
         faults=options.faults,
     )
     await server.start()
+    if file is not None:
+        try:
+            file.create(server.export_state())
+        except BaseException:
+            await server.close()
+            raise
     churns = [asyncio.create_task(churn.run(options.socket)) for churn in options.churns]
     try:
         ready()
         await stop.wait()
         await server.drain(_DRAIN_S)
+        if file is not None:
+            file.update(server.export_state(), last=True)
     finally:
         for churn in churns:
             churn.cancel()

@@ -51,6 +51,7 @@ class Options:
     shm_dir: str | None
     memfd: bool
     keep_memory: bool
+    state_file: str | None
     size_bytes: int
     vectors: int
     policy: Policy
@@ -103,6 +104,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
         shm_dir=given.shm_dir,
         memfd=given.memfd,
         keep_memory=given.keep_memory,
+        state_file=None if given.state is None else str(Path(given.state).absolute()),
         size_bytes=check_memory_size(parse_size(given.size)),
         vectors=_whole("vectors", given.vectors, 0, MAX_VECTORS),
         policy=_policy(given),
@@ -145,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     add("-l", "--size", default="4M", metavar="SIZE", help="its size, a power of two from 4K up (%(default)s)")
     add("-n", "--vectors", default="1", metavar="N", help=f"vectors per peer, 0 to {MAX_VECTORS} (%(default)s)")
     add("--keep-memory", action="store_true", help="go on with the memory NAME if it exists; leave it at the end")
+    add(
+        "--state",
+        metavar="FILE",
+        help="go on with the ids and leases in FILE if it exists, and keep them there (one per server)",
+    )
     _add_admission(parser.add_argument_group("who may join").add_argument)
     _add_reports(parser.add_argument_group("seeing it, and spoiling it").add_argument)
     return parser
