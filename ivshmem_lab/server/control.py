@@ -30,7 +30,7 @@ class _Client:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.asked = b""
-        self.unsent = b""
+        self.unsent = bytearray()  # bytes would be copied whole for every answer
 
 
 class ControlSocket:
@@ -138,7 +138,7 @@ class ControlSocket:
         except OSError:
             self._drop(client)
             return
-        client.unsent = client.unsent[sent:]
+        del client.unsent[:sent]
         if client.unsent:
             self._loop.add_writer(client.sock, self._write, client)
         else:
