@@ -220,8 +220,8 @@ def _demo(options: argparse.Namespace, interrupts: _Interrupts) -> int:
         raise UsageError(f"--rounds {options.rounds!r} is not a whole number")
     size_bytes = parse_size(options.bytes, "--bytes")
     progress = _Progress(on=not options.quiet)
-    progress.say("loading")
     try:
+        progress.say("loading")
         with interrupts.hold():  # an import that is cut off says that a module is broken
             from .demo.options import DemoOptions
             from .demo.run import run_demo

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -168,7 +169,10 @@ signal.pause()
 
 
 def waits_for_a_process(pid):
-    held = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    held = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just been closed
+            held.append(str(fd.readlink()))
     return "anon_inode:[pidfd]" in held and b") S " in Path(f"/proc/{pid}/stat").read_bytes()
 
 
