@@ -18,7 +18,8 @@
     ├── VmError                   a virtual machine process
     │   ├── EmulatorNotFoundError the program is not installed
     │   ├── VmStartError          the process ended or said nothing in time
-    │   └── QmpCommandError       the machine refused a QMP command; `.qmp_class`, `.desc`
+    │   ├── QmpCommandError       the machine refused a QMP command; `.qmp_class`, `.desc`, `.hint`
+    │   └── GuestSilentError      the guest does not let a device go; `force()` or `give_up()`
     └── LabError                  the lab (names, life cycle)
 
 A message says what was wrong, with which value, what is allowed, and what to do next.
@@ -137,13 +138,20 @@ class QmpCommandError(VmError):
         QMP's error class, for example ``"GenericError"`` or ``"DeviceNotFound"``.
     desc
         The machine's own words.
+    hint
+        What to do about it, where that is known.
     """
 
-    def __init__(self, command: str, qmp_class: str, desc: str) -> None:
-        super().__init__(f"{command}: {desc} ({qmp_class})")
+    def __init__(self, command: str, qmp_class: str, desc: str, hint: str = "") -> None:
+        super().__init__(f"{command}: {desc} ({qmp_class}){f'; {hint}' if hint else ''}")
         self.command = command
         self.qmp_class = qmp_class
         self.desc = desc
+        self.hint = hint
+
+
+class GuestSilentError(VmError, TimeoutError):
+    """The guest was asked to let a device go, and has not done so in time."""
 
 
 class LabError(IvshmemLabError):

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..lab.lab import Lab
-    from ..lab.members import LabServer, LabVm
+    from ..lab.members import LabVm
+    from ..lab.servers import LabServer
     from ..peer.peer import Peer
     from .clock import TscClock
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from ..bench.latency import LatencyResult
     from ..bench.throughput import ThroughputResult
-    from ..lab.members import LabServer, LabVm
+    from ..lab.members import LabVm
+    from ..lab.servers import LabServer
     from ..peer.peer import Peer
     from .options import DemoOptions
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import errno
+import fcntl
 import os
 import socket
 import stat
 import struct
+import termios
 from pathlib import Path
 
 _TIMEVAL = struct.Struct("ll")
@@ -57,6 +60,13 @@ def bind_unix(path: str) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def unread_bytes(sock: socket.socket) -> int:
+    """Return the kernel's memory for what was sent and the other end has not read (unix(7), SIOCOUTQ); 0: all is read."""
+    value = array.array("i", [0])
+    fcntl.ioctl(sock, termios.TIOCOUTQ, value)
+    return value[0]
 
 
 def _is_stale(path: str) -> bool:

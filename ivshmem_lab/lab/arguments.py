@@ -10,6 +10,11 @@ from pathlib import Path
 from .. import guests
 from ..errors import UsageError
 from ..units import MIB, format_size, parse_size
+from ..vm.command import MACHINE_TYPES
+
+DEFAULT_ROOT_PORTS = 4
+MOST_ROOT_PORTS = 24
+"""A q35's first bus has 32 slots, of which the chipset and devices given at the start take some."""
 
 _NAME = re.compile(r"\w[\w.-]{0,31}")
 
@@ -67,3 +72,25 @@ def read_cpu(cpu: int | None) -> int | None:
     if cpu is not None and cpu not in (allowed := os.sched_getaffinity(0)):
         raise UsageError(f"cpu {cpu!r} is not one this process may use: {', '.join(map(str, sorted(allowed)))}")
     return cpu
+
+
+def read_machine(machine: str) -> str:
+    """Return a machine type that a VM can have."""
+    if machine not in MACHINE_TYPES:
+        raise UsageError(f"machine {machine!r} is unknown; there are {' and '.join(map(repr, MACHINE_TYPES))}")
+    return machine
+
+
+def read_root_ports(machine: str, root_ports: int | None) -> int:
+    """Return the number of root ports: 4 for a q35 machine of which nothing was said, none for a pc."""
+    if machine == "pc":
+        if root_ports:
+            raise UsageError(
+                f"root_ports={root_ports!r}: a pc has slots for 30 devices and no root ports; leave it out"
+            )
+        return 0
+    if root_ports is None:
+        return DEFAULT_ROOT_PORTS
+    if isinstance(root_ports, bool) or not isinstance(root_ports, int) or not 0 <= root_ports <= MOST_ROOT_PORTS:
+        raise UsageError(f"root_ports {root_ports!r} is not allowed: 0 to {MOST_ROOT_PORTS}")
+    return root_ports

@@ -30,13 +30,23 @@ from ..units import check_memory_size, format_size, parse_size
 from ..vm.command import Connection, Machine
 from ..vm.qemu import find_emulator
 from ..vm.vm import Vm
-from .arguments import read_cpu, read_guest, read_guest_arguments, read_name, read_vm_memory
+from .arguments import (
+    read_cpu,
+    read_guest,
+    read_guest_arguments,
+    read_machine,
+    read_name,
+    read_root_ports,
+    read_vm_memory,
+)
 from .guard import Guard
+from .home import Row, table
 from .loop import LabLoop
-from .members import LabServer, LabVm, Row
+from .members import LabVm
+from .servers import LabMemory, LabServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
 
 class Lab:
@@ -59,7 +69,7 @@ class Lab:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._members: dict[str, LabServer | LabVm | Peer | None] = {}  # None: the name is being taken
+        self._members: dict[str, LabServer | LabMemory | LabVm | Peer | None] = {}  # None: the name is being taken
         self._peer_servers: dict[str, LabServer] = {}
         self._lock = threading.Lock()
         self._making = threading.Lock()
@@ -119,6 +129,33 @@ class Lab:
             self._members[name] = server
         return server
 
+    def memory(self, name: str, size: str | int = "4M") -> LabMemory:
+        """Make shared memory without a server: what machines see through an ``ivshmem-plain`` (`LabVm.plug`).
+
+        It has no name in ``/dev/shm``, nobody can resize it, and it goes with the last who has it.
+
+        Parameters
+        ----------
+        name
+            Its name in the lab.
+        size
+            Bytes, or as ``"4M"``; a power of two, at least one page.
+
+        Raises
+        ------
+        UsageError
+            A value is not allowed.
+        LabError
+            The lab is closed.
+        """
+        self.require_open(f"lab.memory({name!r})")
+        size_bytes = check_memory_size(parse_size(size))
+        read_name(name)
+        with self._taking(name):
+            memory = LabMemory(self, name, SharedMemory.create_memfd(size_bytes, name))
+            self._members[name] = memory
+        return memory
+
     def vm(
         self,
         name: str,
@@ -128,6 +165,8 @@ class Lab:
         emulator: str = "unicorn",
         connect: LabServer | list[LabServer] | tuple[LabServer, ...] | None = None,
         memory: str | int = "32M",
+        machine: str = "pc",
+        root_ports: int | None = None,
         cpu: int | None = None,
     ) -> LabVm:
         """Define a virtual machine; `start` starts it.
@@ -147,6 +186,10 @@ class Lab:
             The server to join, or a list of several: one ivshmem-doorbell device for each, in this order.
         memory
             The guest's RAM.
+        machine
+            ``"pc"`` or ``"q35"``.
+        root_ports
+            On q35: how many devices can be plugged in later, 0 to 24; None for 4.
         cpu
             The one host CPU to run on; None for any.
 
@@ -162,16 +205,18 @@ class Lab:
         self.require_open(f"lab.vm({name!r})")
         read_name(name)
         servers = self._servers(connect)
-        machine = Machine(
+        parts = Machine(
             name,
             kernel=read_guest(guest),
             append=read_guest_arguments(args),
             memory_bytes=read_vm_memory(memory),
             # QEMU's device wants a vector; one that the server never sends cannot fire.
             connections=tuple(Connection(server.path, max(1, server.vectors)) for server in servers),
+            machine=read_machine(machine),
+            root_ports=read_root_ports(machine, root_ports),
         )
         vm = Vm(
-            machine,
+            parts,
             find_emulator(emulator),
             cpu=read_cpu(cpu),
             environment=self.guard.environment,
@@ -264,7 +309,7 @@ class Lab:
         rows = self.loop.call(self._rows())
         if not rows:
             return "<Lab: empty; put in lab.server('board'), lab.vm('alice', connect=board), lab.peer('me', connect=board)>"
-        return _table(rows)
+        return table(rows)
 
     # -- for its members ------------------------------------------------------------------------------
 
@@ -300,7 +345,9 @@ class Lab:
             with self._lock:
                 holder = self._members.get(name)
                 if name in self._members and not (isinstance(holder, Peer) and holder.closed):
-                    what = {LabServer: "a server", LabVm: "a VM", Peer: "a peer"}.get(type(holder), "being made")
+                    what = {LabServer: "a server", LabMemory: "a memory", LabVm: "a VM", Peer: "a peer"}.get(
+                        type(holder), "being made"
+                    )
                     raise UsageError(f"the name {name!r} is taken ({what}); close it first, or choose another")
                 self._members[name] = None
             try:
@@ -324,6 +371,8 @@ class Lab:
         for member in members:
             if isinstance(member, LabServer):
                 await member.end()
+            elif isinstance(member, LabMemory):
+                member.close()
         for failure in failures:
             raise failure
 
@@ -341,14 +390,7 @@ class Lab:
                 size = format_size(member.size_bytes)
                 rows.append(Row(name, "host peer", state, str(member.peer_id), str(member.vectors), size, server.name))
                 known.add((server.name, member.peer_id))
+            elif isinstance(member, LabMemory):
+                rows.append(member.row())
         servers = [row for member in members.values() if isinstance(member, LabServer) for row in member.rows(known)]
         return servers + rows
-
-
-def _table(rows: Sequence[Row]) -> str:
-    heads = Row("name", "what", "state", "peer id", "vectors", "memory", "server")
-    lines = [[getattr(row, field) for field in Row.__slots__] for row in (heads, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

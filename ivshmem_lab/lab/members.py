@@ -1,134 +1,28 @@
-"""What lives in a lab: a server and a virtual machine as the user sees them, from any thread."""
+"""A virtual machine of a lab as the user sees it, from any thread."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+import itertools
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LabError, VmError, VmStartError
-from ..server.server import Server
 from ..units import format_size
+from ..vm.device import DeviceState
+from ..vm.hotplug import Hotplug
 from ..vm.vm import COMMAND_TIME_LIMIT_S, VmState
+from .home import Row
+from .plugged import LabDevice, make_backing
+from .servers import LabServer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ..ipc.memory import SharedMemory
-    from ..server.events import PeerInfo
+    from ..vm.backing import Backing
+    from ..vm.device import Step
+    from ..vm.events import QmpEvent
     from ..vm.vm import Vm
-    from .guard import Guard
-    from .loop import LabLoop
-
-
-class Home(Protocol):
-    """What a member asks of its lab."""
-
-    loop: LabLoop
-    guard: Guard
-
-    @property
-    def closed(self) -> bool:
-        """Whether the lab is closed."""
-
-    def forget(self, name: str, member: object) -> None:
-        """Free the name of a member that is gone."""
-
-    def require_open(self, call: str) -> None:
-        """Raise LabError when the lab is closed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the lab's table: who is who."""
-
-    name: str
-    kind: str
-    state: str
-    peer_id: str = ""
-    vectors: str = ""
-    memory: str = ""
-    server: str = ""
-
-
-class LabServer:
-    """An ivshmem server of a lab; made by `Lab.server`.
-
-    Attributes
-    ----------
-    name : str
-    path : str
-        Its Unix socket; any program that speaks ivshmem protocol version 0 may join.
-    size_bytes : int
-    vectors : int
-        Interrupt vectors of every peer.
-    """
-
-    def __init__(self, home: Home, name: str, path: str, memory: SharedMemory, vectors: int) -> None:
-        self._home = home
-        self._shared = memory
-        # A lab may hold real QEMU at any time, which dies of what other peers do (Server, "shield").
-        self._server = Server(path, memory, vectors, shield_qemu=True)
-        self.name = name
-        self.path = path
-        self.size_bytes = memory.size_bytes
-        self.vectors = vectors
-
-    @property
-    def memory(self) -> NDArray[np.uint8]:
-        """The shared memory, zero copy: uint8, shape ``(size_bytes,)``."""
-        return self._shared.array()
-
-    @property
-    def peers(self) -> dict[int, PeerInfo]:
-        """The connected peers by id, in the order they joined."""
-        self._home.require_open(f"{self.name}.peers")
-
-        async def ask() -> dict[int, PeerInfo]:
-            return self._server.peers
-
-        return self._home.loop.call(ask())
-
-    def close(self) -> None:
-        """Disconnect everybody and remove the socket; the name is free again. May be repeated."""
-        if not self._home.closed:
-            self._home.loop.call(self.end(), finish=True)
-
-    def __repr__(self) -> str:
-        size = format_size(self.size_bytes)
-        return f"<LabServer {self.name}: {size} shared, {self.vectors} vectors per peer, socket {self.path}>"
-
-    async def begin(self) -> None:
-        """Listen; on the lab's loop."""
-        self._home.guard.add_path(self.path)
-        await self._server.start()
-
-    async def end(self) -> None:
-        """Close; on the lab's loop."""
-        await self._server.close()
-        self._home.guard.remove_path(self.path)
-        self._shared.close()
-        self._home.forget(self.name, self)
-
-    def ids_of(self, pid: int | None) -> list[int]:
-        """Return the peer ids of a process, in the order they joined; on the lab's loop."""
-        return [peer.peer_id for peer in self._server.peers.values() if peer.pid == pid]
-
-    def rows(self, known: set[tuple[str, int]]) -> list[Row]:
-        """Return its own line, and one for each peer that is no member of the lab; on the lab's loop."""
-        peers = self._server.peers.values()
-        size = format_size(self.size_bytes)
-        own = Row(
-            self.name, "server", f"{len(peers)} peer{'' if len(peers) == 1 else 's'}", "", str(self.vectors), size
-        )
-        foreign = [
-            Row(f"(pid {peer.pid})", "foreign peer", "connected", str(peer.peer_id), str(peer.vectors), size, self.name)
-            for peer in peers
-            if (self.name, peer.peer_id) not in known
-        ]
-        return [own, *foreign]
+    from .home import Home
+    from .plugged import Source
 
 
 class Console:
@@ -162,6 +56,8 @@ class LabVm:
         self._vm = vm
         self._peer_ids: list[int] = []
         self._begun = False
+        self._hotplug: Hotplug | None = None
+        self._devices: list[LabDevice] = []
         self.name = vm.name
         self.servers = tuple(servers)
         self.console = Console(vm)
@@ -222,6 +118,62 @@ class LabVm:
         self._home.require_open(f"{self.name}.start()")
         self._home.loop.call(self.begin(run=True))
 
+    @property
+    def devices(self) -> list[LabDevice]:
+        """The devices that were plugged in while it ran and are there still."""
+        return [device for device in self._devices if device.state is not DeviceState.ABSENT]
+
+    @property
+    def events(self) -> list[QmpEvent]:
+        """What the machine told over QMP, oldest first; the last 1000 are kept."""
+        return list(self._vm.events)
+
+    def plug(
+        self,
+        source: Source,
+        *,
+        vectors: int | None = None,
+        device_id: str | None = None,
+        bus: str | int | None = None,
+        timeout_s: float = COMMAND_TIME_LIMIT_S,
+        on_step: Callable[[Step], None] | None = None,
+        **properties: Any,
+    ) -> LabDevice:
+        """Plug a device into the running machine; the guest notices it afterwards (`LabDevice.wait_seen`).
+
+        Parameters
+        ----------
+        source
+            A server of the lab, or the path of any ivshmem server's socket: an ``ivshmem-doorbell``.
+            A memory of the lab: an ``ivshmem-plain``.
+        vectors
+            MSI-X vectors of a doorbell device; None for as many as the server gives.
+        device_id
+            Its id in the machine; None for ``"hot0"``, ``"hot1"``, …
+        bus
+            A root port's name (q35) or a slot number (pc); None for the first that is free.
+        timeout_s
+            For each QMP command, in seconds.
+        on_step
+            Called with every `Step` as it is done, on the lab's thread.
+        **properties
+            More properties of ``device_add``, such as ``master="on"``.
+
+        Raises
+        ------
+        UsageError
+            A value is not allowed, or taken.
+        QmpCommandError
+            The machine refused, in its own words; nothing is left of the device.
+        VmError
+            There is no machine that runs, it has no free place, or gives no answer.
+        LabError, PeerError
+            The server cannot be joined.
+        """
+        self._home.require_open(f"{self.name}.plug()")
+        backing = make_backing(source, vectors)
+        return self._home.loop.call(self._plug(source, backing, device_id, bus, properties, timeout_s, on_step))
+
     def close(self) -> None:
         """End the machine; the name is free again. May be repeated."""
         if not self._home.closed:
@@ -280,6 +232,34 @@ class LabVm:
             if isinstance(error, VmError) and not isinstance(error, VmStartError):
                 raise VmStartError(f"{self.name} ended while it was being started: {error}") from error
             raise
+
+    async def _plug(
+        self,
+        source: Source,
+        backing: Backing,
+        device_id: str | None,
+        bus: str | int | None,
+        properties: dict[str, Any],
+        timeout_s: float,
+        on_step: Callable[[Step], None] | None,
+    ) -> LabDevice:
+        if self._hotplug is None:
+            self._hotplug = Hotplug(self._vm)
+        if device_id is None:
+            taken = {device.device_id for device in self._devices}
+            device_id = next(name for number in itertools.count() if (name := f"hot{number}") not in taken)
+        before = set(source.ids_of(self._vm.pid)) if isinstance(source, LabServer) else set()
+        device = await self._hotplug.plug(
+            device_id, backing, bus=bus, properties=properties, timeout_s=timeout_s, on_step=on_step
+        )
+        ids = (
+            [each for each in source.ids_of(self._vm.pid) if each not in before]
+            if isinstance(source, LabServer)
+            else []
+        )
+        plugged = LabDevice(self._home, self.name, device, source, ids[-1] if ids else None)
+        self._devices = [*self.devices, plugged]
+        return plugged
 
     async def end(self) -> None:
         """Close; on the lab's loop."""

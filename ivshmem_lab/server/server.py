@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ServerError, UsageError
 from ..ipc.runtime_dir import check_socket_path
+from ..ipc.sockets import unread_bytes
 from ..units import check_memory_size, format_size
 from .control import ControlSocket
 from .door import Door, allow_many_files, peers_that_fit
@@ -218,13 +219,26 @@ class Server:
         """Forget what was said about clients from a process that is gone."""
         self._roster.expected.pop(pid, None)
 
+    def unread(self, pid: int) -> int:
+        """Return how much was sent to the peers of a process and not read yet: messages here, bytes in the kernel."""
+        outbox = self._outbox
+        if outbox is None:
+            return 0
+        theirs = [each for each in self._roster.connections.values() if each.pid == pid]
+        return sum(outbox.waiting(each) + unread_bytes(each.sock) for each in theirs)
+
+    @property
+    def listening(self) -> bool:
+        """Whether newcomers are let in."""
+        return self._door is not None
+
     def status(self) -> dict[str, Any]:
         """Return what there is to know, as plain values that JSON can carry."""
         roster, counters = self._roster, self._roster.counters
         high_water = 0 if self._outbox is None else self._outbox.queue_high_water
         return {
             "path": self.path,
-            "listening": self._door is not None,
+            "listening": self.listening,
             "uptime_s": round(time.monotonic() - self._started_at, 3) if self._outbox is not None else 0.0,
             "memory": {"kind": self.memory.kind, "name": self.memory.name, "size_bytes": self.memory.size_bytes},
             "vectors": self.vectors,

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from ..keyval import escape
 from ..units import MIB
 
+MACHINE_TYPES = ("pc", "q35")
+"""i440FX with one conventional PCI bus, and Q35 with PCI Express (QEMU manual, ``-machine``)."""
+
 DEBUG_EXIT_PORT = 0xF4
 """The guest writes V here and the process ends with status ``(V << 1) | 1`` (QEMU, ``isa-debug-exit``)."""
 
@@ -43,6 +46,11 @@ class Machine:
         The guest's RAM, whole MiB.
     connections
         One ivshmem-doorbell device for each.
+    machine
+        ``"pc"`` or ``"q35"``.
+    root_ports
+        Root ports of a q35 machine, each of which takes one device later: nothing can be hot-plugged into
+        ``pcie.0`` itself (QEMU 7.2).
     """
 
     name: str
@@ -50,6 +58,12 @@ class Machine:
     append: str = ""
     memory_bytes: int = 32 * MIB
     connections: tuple[Connection, ...] = ()
+    machine: str = "pc"
+    root_ports: int = 0
+
+    def port_names(self) -> tuple[str, ...]:
+        """Return the ids of the root ports, which are also the names of the buses behind them."""
+        return tuple(f"rp{number}" for number in range(self.root_ports))
 
     def options(self, console_fd: int, qmp_fd: int) -> list[str]:
         """Return the options of either emulator; the machine starts paused.
@@ -65,7 +79,7 @@ class Machine:
         '-name alice -nodefaults -no-user-config -display none -machine pc'
         """
         options = ["-name", escape(self.name), "-nodefaults", "-no-user-config", "-display", "none"]
-        options += ["-machine", "pc", "-accel", "tcg", "-m", f"{self.memory_bytes // MIB}M"]
+        options += ["-machine", self.machine, "-accel", "tcg", "-m", f"{self.memory_bytes // MIB}M"]
         if self.kernel is not None:
             options += ["-kernel", self.kernel]
             if self.append:
@@ -73,6 +87,8 @@ class Machine:
         options += ["-chardev", f"socket,id=con,fd={console_fd}", "-serial", "chardev:con"]
         options += ["-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"]
         options += ["-device", f"isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=0x04"]
+        for number, port in enumerate(self.port_names(), 1):
+            options += ["-device", f"pcie-root-port,id={port},bus=pcie.0,chassis={number},slot={number}"]
         for number, connection in enumerate(self.connections):
             options += ["-chardev", f"socket,id=ivs{number},path={escape(connection.path)}"]
             device = f"ivshmem-doorbell,id=ivshmem{number},chardev=ivs{number},vectors={connection.vectors}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from ..errors import QmpCommandError, UsageError, VmError
+from .hints import hint_for
 from .text import VmTimeoutError
 
 if TYPE_CHECKING:
@@ -86,12 +87,28 @@ class Monitor:
             async with asyncio.timeout(timeout_s):
                 return await self._client.execute(command, arguments or None)
         except ExecuteError as error:
-            raise QmpCommandError(command, error.error_class, error.error.error.desc) from error
+            desc = error.error.error.desc
+            raise QmpCommandError(command, error.error_class, desc, hint_for(desc)) from error
         except TimeoutError as error:
             raise VmTimeoutError(
                 f"{command}: {self._name} gave no answer in {timeout_s:g} s; it may hang: closing it always works"
             ) from error
         except (QMPError, OSError, EOFError) as error:
+            raise MonitorLostError(f"the monitor of {self._name} is gone: {error}") from error
+
+    def send_fd(self, fd: int) -> None:
+        """Pass a file descriptor along; the next ``add-fd`` or ``getfd`` takes it.
+
+        Raises
+        ------
+        MonitorLostError
+            The connection is gone.
+        """
+        if not self.connected:
+            raise MonitorLostError(f"the monitor of {self._name} is not connected")
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError) as error:
             raise MonitorLostError(f"the monitor of {self._name} is gone: {error}") from error
 
     async def disconnect(self) -> None:

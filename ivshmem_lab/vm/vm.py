@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import VmError, VmStartError
+from .events import EventLog
 from .monitor import Monitor, MonitorLostError
 from .process import Process
 from .text import TextStream, VmTimeoutError
@@ -84,6 +85,8 @@ class Vm:
         self.name = machine.name
         self.emulator = emulator
         self.cpu = cpu
+        self.events = EventLog()
+        """What it told over QMP."""
         self._environment = {**emulator.environment, **(environment or {})}
         self._on_spawn = on_spawn
         self._on_reaped = on_reaped
@@ -225,6 +228,20 @@ class Vm:
                 await self._process.wait(_DYING_TIME_LIMIT_S)  # for the reason
             raise VmError(f"{command}: {self._absence()}") from error
 
+    async def pass_fd(self, fd: int, fdset: int) -> None:
+        """Give the process a duplicate of a descriptor, kept in a set until the set is removed (QMP ``add-fd``).
+
+        Raises
+        ------
+        VmError
+            There is no machine to take it.
+        """
+        try:
+            self._monitor.send_fd(fd)
+        except MonitorLostError as error:
+            raise VmError(f"add-fd: {self._absence()}") from error
+        await self.execute("add-fd", **{"fdset-id": fdset})
+
     async def wait_text(self, text: str, timeout_s: float = COMMAND_TIME_LIMIT_S) -> str:
         """Wait until the guest has written a text to its serial port; see `TextStream.wait_text`."""
         if self._console is None:
@@ -316,6 +333,7 @@ class Vm:
             self._state = state
 
     def _note_event(self, name: str, data: Mapping[str, object]) -> None:
+        self.events.note(name, data)
         if name == "STOP":
             self._become(VmState.PAUSED, before=VmState.RUNNING)
         elif name == "RESUME":

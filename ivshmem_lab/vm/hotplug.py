@@ -1,0 +1,121 @@
+"""Plugging devices into a running machine and out again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError, VmError
+from .device import LIVE, DeviceState, HotplugDevice, Step
+from .guards import WARN_AT, Guards
+from .slots import Slots
+from .vm import COMMAND_TIME_LIMIT_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .backing import Backing
+    from .events import QmpEvent
+    from .vm import Vm
+
+_log = logging.getLogger(__name__)
+
+
+class Hotplug:
+    """What can be plugged into one machine, and what is.
+
+    Parameters
+    ----------
+    vm
+        The machine.
+    """
+
+    def __init__(self, vm: Vm) -> None:
+        self.vm = vm
+        self.guards = Guards(vm)
+        self.slots = Slots(vm.machine)
+        self.devices: dict[str, HotplugDevice] = {}
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        vm.events.listen(self._hear)
+
+    async def plug(
+        self,
+        device_id: str,
+        backing: Backing,
+        *,
+        bus: str | int | None = None,
+        properties: dict[str, Any] | None = None,
+        timeout_s: float = COMMAND_TIME_LIMIT_S,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> HotplugDevice:
+        """Plug a device in; it returns when the machine has it, which the guest need not have noticed.
+
+        Parameters
+        ----------
+        device_id
+            A new id.
+        backing
+            What it shows.
+        bus
+            A root port's name (q35) or a slot number (pc); None for the first that is free.
+        properties
+            More properties of ``device_add``.
+        timeout_s
+            For each QMP command, in seconds.
+        on_step
+            Called with every step, on the loop's thread.
+
+        Raises
+        ------
+        UsageError
+            The id or the place is taken, or the size is not allowed.
+        QmpCommandError
+            The machine refused; nothing is left of it.
+        VmTimeoutError
+            The machine does not answer any more.
+        VmError
+            It is not running, or has no free place.
+        """
+        async with self._turn:
+            if self.vm.state not in LIVE:
+                raise VmError(f"{self.vm.name} is {self.vm.state}; start it before plugging devices in")
+            if device_id in self.devices:
+                raise UsageError(f"{self.vm.name} has a device {device_id!r} already; give another id")
+            if backing.has_peers:
+                self._look_at_room()
+            place = self.slots.take(await self.vm.execute("query-pci"), bus)
+            device = HotplugDevice(self.vm, device_id, backing, place, self.guards, self.left)
+            device.on_step = on_step
+            self.devices[device_id] = device
+            try:
+                await device.plug(properties or {}, timeout_s)
+            except BaseException:
+                if device.state is not DeviceState.FAILED:
+                    self.left(device)
+                raise
+            return device
+
+    def left(self, device: HotplugDevice) -> None:
+        """Forget a device that is gone; its place is free."""
+        if self.devices.get(device.device_id) is device:
+            del self.devices[device.device_id]
+            self.slots.free(device.place)
+
+    def _hear(self, event: QmpEvent) -> None:
+        if event.name == "DEVICE_DELETED" and (device := self.devices.get(str(event.data.get("device", "")))):
+            task = asyncio.get_running_loop().create_task(device.deleted(event))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _look_at_room(self) -> None:
+        used, limit = self.guards.room()
+        if self.guards.count and limit and used >= WARN_AT * limit:
+            _log.warning(
+                "%s has %d of at most %d files open, %d of them guards of unplugged devices; restart it before it runs out",
+                self.vm.name,
+                used,
+                limit,
+                self.guards.count,
+            )
