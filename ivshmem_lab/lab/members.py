@@ -124,6 +124,11 @@ class LabVm:
         return [device for device in self._devices if device.state is not DeviceState.ABSENT]
 
     @property
+    def guards(self) -> int:
+        """Descriptors kept occupied in real QEMU since doorbell devices were unplugged (docs/hotplug.md)."""
+        return 0 if self._hotplug is None else self._hotplug.guards.count
+
+    @property
     def events(self) -> list[QmpEvent]:
         """What the machine told over QMP, oldest first; the last 1000 are kept."""
         return list(self._vm.events)
@@ -171,8 +176,11 @@ class LabVm:
             The server cannot be joined.
         """
         self._home.require_open(f"{self.name}.plug()")
-        backing = make_backing(source, vectors)
-        return self._home.loop.call(self._plug(source, backing, device_id, bus, properties, timeout_s, on_step))
+        backing = make_backing(self._home, source, vectors)
+        # Half a device could not be taken back: Ctrl-C waits.
+        return self._home.loop.call(
+            self._plug(source, backing, device_id, bus, properties, timeout_s, on_step), finish=True
+        )
 
     def close(self) -> None:
         """End the machine; the name is free again. May be repeated."""
@@ -246,7 +254,7 @@ class LabVm:
         if self._hotplug is None:
             self._hotplug = Hotplug(self._vm)
         if device_id is None:
-            taken = {device.device_id for device in self._devices}
+            taken = {device.device_id for device in self.devices}
             device_id = next(name for number in itertools.count() if (name := f"hot{number}") not in taken)
         before = set(source.ids_of(self._vm.pid)) if isinstance(source, LabServer) else set()
         device = await self._hotplug.plug(

@@ -24,7 +24,7 @@ Source = LabServer | LabMemory | str | os.PathLike[str]
 MOST_VECTORS = 2048
 
 
-def make_backing(source: Source, vectors: int | None) -> Backing:
+def make_backing(home: Home, source: Source, vectors: int | None) -> Backing:
     """Return what stands behind a device.
 
     Raises
@@ -32,7 +32,11 @@ def make_backing(source: Source, vectors: int | None) -> Backing:
     UsageError
         The source is none, or the vectors do not fit it.
     """
+    if isinstance(source, LabServer | LabMemory) and not source.belongs_to(home):
+        raise UsageError(f"{source!r} belongs to another lab; give the path of its socket, or one of this lab")
     if isinstance(source, LabMemory):
+        if source.closed:
+            raise UsageError(f"the memory {source.name!r} is closed; make a new one with lab.memory()")
         if vectors is not None:
             raise UsageError(f"vectors={vectors}: a memory has no interrupts; plug a server, or leave vectors out")
         return MemoryBacking(source.path, source.size_bytes)

@@ -71,6 +71,10 @@ class LabServer:
         size = format_size(self.size_bytes)
         return f"<LabServer {self.name}: {size} shared, {self.vectors} vectors per peer, socket {self.path}>"
 
+    def belongs_to(self, home: Home) -> bool:
+        """Tell whether it is a member of this lab."""
+        return self._home is home
+
     async def check(self) -> None:
         """Raise LabError when nobody can join; on the lab's loop."""
         if not self._server.listening:
@@ -131,6 +135,7 @@ class LabMemory:
     def __init__(self, home: Home, name: str, memory: SharedMemory) -> None:
         self._home = home
         self._shared = memory
+        self._closed = False
         self.name = name
         self.size_bytes = memory.size_bytes
         self.path = f"/proc/{os.getpid()}/fd/{memory.fd}"
@@ -140,8 +145,18 @@ class LabMemory:
         """The memory, zero copy: uint8, shape ``(size_bytes,)``."""
         return self._shared.array()
 
+    def belongs_to(self, home: Home) -> bool:
+        """Tell whether it is a member of this lab."""
+        return self._home is home
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
     def close(self) -> None:
         """Let go of it; machines that have it keep it. The name is free again. May be repeated."""
+        self._closed = True
         self._shared.close()
         self._home.forget(self.name, self)
 

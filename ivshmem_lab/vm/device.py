@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from ..errors import GuestSilentError, IvshmemLabError, VmError
-from .guards import open_fds
+from ..errors import GuestSilentError, IvshmemLabError, QmpCommandError, VmError
 from .slots import pci_devices
 from .text import VmTimeoutError
 from .vm import COMMAND_TIME_LIMIT_S, VmState
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 GUEST_TIME_LIMIT_S = 10.0
 _LOOK_EVERY_S = 0.01
 LIVE = frozenset({VmState.PAUSED, VmState.RUNNING})
+ENDED = frozenset({VmState.STOPPED, VmState.FAILED})
 
 
 class DeviceState(StrEnum):
@@ -105,15 +105,21 @@ class HotplugDevice:
         self.device_id = device_id
         self.backing = backing
         self.place = place
-        self.state = DeviceState.ABSENT
+        self._state = DeviceState.ABSENT
         self.steps: list[Step] = []
         self.on_step: Callable[[Step], None] | None = None
         self.gone = asyncio.Event()
         self._vm = vm
         self._guards = guards
         self._on_left = on_left
-        self._fds: frozenset[int] = frozenset()
+        self._needs_guards = vm.emulator.kind == "qemu" and backing.has_peers
         self._asked = False
+        self._stood = DeviceState.PLUGGED
+
+    @property
+    def state(self) -> DeviceState:
+        """Where it is in its life; nothing outlives its machine."""
+        return DeviceState.ABSENT if self._vm.state in ENDED else self._state
 
     # -- in -------------------------------------------------------------------------------------------
 
@@ -124,7 +130,7 @@ class HotplugDevice:
         self._note(DeviceState.READY, "what it shows is there", begun)
         command, arguments = self.backing.open(self.device_id)
         await self._do(DeviceState.CONNECTED, f"{command}", command, arguments, timeout_s)
-        self.state = DeviceState.ADDING
+        self._state = DeviceState.ADDING
         arguments = {
             **self.backing.device(self.device_id),
             "id": self.device_id,
@@ -139,6 +145,8 @@ class HotplugDevice:
             if self._vm.state in LIVE:
                 await self._withdraw(timeout_s)
             raise
+        if self._needs_guards:
+            self._guards.watch()
 
     async def wait_seen(self, timeout_s: float) -> None:
         """Wait until the guest has given the registers an address.
@@ -183,25 +191,27 @@ class HotplugDevice:
         if self.state not in {DeviceState.PLUGGED, DeviceState.SEEN, DeviceState.UNPLUGGING}:
             raise VmError(f"{self.device_id} of {self._vm.name} is {self.state}; only what is plugged can be unplugged")
         if not self._asked:
-            if (pid := self._vm.pid) is not None:
+            self._stood = self.state
+            if self.backing.has_peers and (pid := self._vm.pid) is not None:
                 begun = time.monotonic()
                 await self.backing.settle(pid)
                 await self._vm.execute("query-status")  # a round of its main loop: it has read what the socket held
                 self._note(self.state, "all that the server sent is read", begun)
-                self._fds = open_fds(pid)
-            before = self.state
-            self.state = DeviceState.UNPLUGGING
+                self._guards.look()
+            self._state = DeviceState.UNPLUGGING
             try:
                 await self._do(
                     DeviceState.UNPLUGGING, "device_del: the guest is asked", "device_del", {"id": self.device_id}
                 )
-            except VmError:
-                if self.state is DeviceState.UNPLUGGING:
-                    self.state = before
-                raise
+            except VmError as error:
+                # An earlier call was interrupted after it had asked: that is as good.
+                if not (isinstance(error, QmpCommandError) and "already in the process of unplug" in error.desc):
+                    if self.state is DeviceState.UNPLUGGING:
+                        self._state = self._stood
+                    raise
             self._asked = True
         else:
-            self.state = DeviceState.UNPLUGGING
+            self._state = DeviceState.UNPLUGGING
         await self._wait_gone(timeout_s)
 
     async def force(self, timeout_s: float = GUEST_TIME_LIMIT_S) -> None:
@@ -228,7 +238,7 @@ class HotplugDevice:
     def give_up(self) -> None:
         """Stop waiting for the guest. It was asked, and may still let the device go: that is then followed through."""
         if self.state is DeviceState.UNPLUGGING:
-            self._note(DeviceState.SEEN, "given up waiting; the guest may still let it go", time.monotonic())
+            self._note(self._stood, "given up waiting; the guest may still let it go", time.monotonic())
 
     async def deleted(self, event: QmpEvent) -> None:
         """Follow through when the machine has let the device go, whether asked or not."""
@@ -236,15 +246,17 @@ class HotplugDevice:
         answer = {"event": event.name, "data": dict(event.data)}
         self._note(DeviceState.DELETED, "the guest has let it go", begun, answer=answer)
         try:
-            pid = self._vm.pid
-            if self._vm.emulator.kind == "qemu" and self.backing.has_peers and pid is not None:
+            if self._needs_guards:
                 begun = time.monotonic()
-                guards = await self._guards.occupy(self._fds - open_fds(pid))
+                guards = await self._guards.occupy_closed()
                 self._note(DeviceState.GUARDED, f"add-fd: {guards} guards under the numbers of its eventfds", begun)
             await self._withdraw(COMMAND_TIME_LIMIT_S)
         except IvshmemLabError as error:
             self._note(DeviceState.FAILED, "giving back", begun, error=str(error))
-        self.gone.set()
+        finally:
+            if self._needs_guards:
+                self._guards.unwatch()
+            self.gone.set()
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -304,7 +316,7 @@ class HotplugDevice:
         answer: Any = None,
         error: str = "",
     ) -> None:
-        self.state = state
+        self._state = state
         step = Step(state, what, time.monotonic() - begun, command, answer, error)
         self.steps.append(step)
         if self.on_step is not None:

@@ -7,8 +7,10 @@ eventfd under each of the numbers keeps both from happening. They stay as long a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,8 @@ WARN_AT = 0.8
 """Share of a machine's open-file limit beyond which a warning is due."""
 
 _ROUNDS = 8
+_LOOK_EVERY_S = 0.25
+_LOOKS = 4
 _LIMIT = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
 
 
@@ -56,6 +60,38 @@ class Guards:
     def __init__(self, vm: Vm) -> None:
         self.count = 0
         self._vm = vm
+        self._looks: deque[frozenset[int]] = deque(maxlen=_LOOKS)
+        self._watchers = 0
+        self._watch_task: asyncio.Task[None] | None = None
+
+    def watch(self) -> None:
+        """Look at the machine's descriptors from time to time: a guest may let a device go that nobody asked for.
+
+        `unwatch` ends it, once for each `watch`; so does the machine's end.
+        """
+        self._watchers += 1
+        self.look()
+        if self._watch_task is None or self._watch_task.done():
+            self._watch_task = asyncio.create_task(self._watch(), name=f"look at the files of {self._vm.name}")
+
+    def unwatch(self) -> None:
+        """End one `watch`."""
+        self._watchers -= 1
+        if not self._watchers and self._watch_task is not None:
+            self._watch_task.cancel()
+
+    def look(self) -> None:
+        """Take down which numbers are open now."""
+        if (pid := self._vm.pid) is not None:
+            self._looks.append(open_fds(pid))
+
+    async def _watch(self) -> None:
+        while not await self._vm.wait_end(_LOOK_EVERY_S):
+            self.look()
+
+    async def occupy_closed(self) -> int:
+        """Guard every number that was open in the last looks and is free now; see `occupy`."""
+        return await self.occupy(frozenset().union(*self._looks))
 
     async def occupy(self, numbers: frozenset[int]) -> int:
         """Put a silent eventfd under each of these numbers that is free; return how many that took.

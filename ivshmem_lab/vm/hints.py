@@ -7,6 +7,7 @@ _HINTS = (
     ("no slot/function available", "every slot of the bus is taken; unplug a device, or start another VM"),
     ("Failed to connect to", "no server listens there; start one, or look at the path"),
     ("can't use already busy memdev", "one memory backend serves one device; add another backend over the same memory"),
+    ("can not be deleted", "a device still uses it; unplug that device first, and wait until the guest has let it go"),
     ("is in use", "a chardev serves one device and one plug; open a new one each time"),
     ("is busy", "a device still uses it; unplug that device first, and wait until the guest has let it go"),
     ("backing store size", "the object has another size than was asked for; give its own size"),

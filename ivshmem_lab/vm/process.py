@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -59,7 +60,7 @@ class Process:
         environment: Mapping[str, str] | None = None,
         cpu: int | None = None,
     ) -> Process:
-        """Start a process from the running loop's thread.
+        """Start a process from the running loop's thread; it may open as many files as the hard limit allows.
 
         The parent-death signal fires when the *thread* that started the process ends, so the
         loop's thread has to live as long as its children shall.
@@ -106,6 +107,7 @@ class Process:
             popen.kill()
             popen.wait()
             raise
+        _allow_many_files(popen.pid)
         return cls(popen, pidfd, argv, TextStream(log_read, f"the log of {name}", _LOG_BYTES))
 
     async def wait(self, timeout_s: float | None = None) -> bool:
@@ -129,6 +131,13 @@ class Process:
         self.log.drain()
         self.log.close()
         self._ended.set()
+
+
+def _allow_many_files(pid: int) -> None:
+    """Raise a child's soft limit: each peer costs a machine an eventfd per vector, each unplug its guards."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError):  # it has ended already
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @functools.cache

@@ -1,0 +1,426 @@
+"""Devices plugged into running machines and out again, through the lab, on both emulators.
+
+The guest ``probe`` with ``watch`` lets go of what it is asked for; without, it halts and answers nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+
+import pytest
+
+from ivshmem_lab import Lab
+from ivshmem_lab.errors import GuestSilentError, IvshmemLabError, LabError, QmpCommandError, UsageError, VmError
+from ivshmem_lab.ipc.sockets import bind_unix
+from ivshmem_lab.vm.text import VmTimeoutError
+from ivshmem_lab.wire.messages import PROTOCOL_VERSION
+
+QEMU = pytest.param("qemu", marks=pytest.mark.qemu)
+
+
+@pytest.fixture
+def lab():
+    with Lab() as lab:
+        yield lab
+
+
+@pytest.fixture(params=["unicorn", QEMU])
+def emulator(request):
+    return request.param
+
+
+def start(lab, emulator, *, answers=True, name="alice", **parts):
+    vm = lab.vm(name, "probe", {"watch": 1} if answers else None, emulator=emulator, **parts)
+    vm.start()
+    vm.wait_text("probe: watching" if answers else "probe: done", 30.0)
+    return vm
+
+
+def sources(lab):
+    return {"doorbell": lab.server("board", size="1M", vectors=2), "plain": lab.memory("frame", "1M")}
+
+
+def wait_absent(device):
+    """Wait for what nobody asked for, or had given up waiting for."""
+    gone = threading.Event()
+    for _ in range(1000):
+        if device.state == "absent":
+            return
+        gone.wait(0.01)
+    pytest.fail(f"still there: {device!r}")
+
+
+def alive_and_pluggable(vm, source):
+    """The machine answers, and the next device comes and goes."""
+    device = vm.plug(source)
+    device.wait_seen()
+    device.unplug()
+    assert (vm.state, vm.devices, device.state) == ("running", [], "absent")
+
+
+@pytest.mark.parametrize("kind", ["doorbell", "plain"])
+def test_a_device_is_plugged_seen_and_let_go(lab, emulator, kind):
+    source = sources(lab)[kind]
+    vm = start(lab, emulator)
+    told = []
+    device = vm.plug(source, on_step=told.append)
+    assert (device.state, device.place, vm.devices) == ("plugged", "pci.0 slot 0x02", [device])
+    device.wait_seen()
+    assert device.state == "seen"
+    vm.wait_text("ivshmem 00:02.0")
+    vm.wait_text("memory size 1048576")
+    device.unplug()
+    vm.wait_text("leave slot 02")
+    assert (device.state, vm.devices, vm.state) == ("absent", [], "running")
+    assert told == device.steps
+    assert "DEVICE_DELETED" in [event.name for event in vm.events]
+    if kind == "doorbell":
+        assert source.peers == {}
+    device.unplug()  # nothing happens
+    assert len(device.steps) == len(told)
+
+
+def test_every_step_has_the_qmp_that_was_said(lab, emulator):
+    both = sources(lab)
+    vm = start(lab, emulator)
+    device = vm.plug(both["plain"], device_id="card", bus=7)
+    device.unplug()
+    path = both["plain"].path
+    memory = {"qom-type": "memory-backend-file", "id": "card-memory", "mem-path": path, "size": 1 << 20, "share": True}
+    place = {"bus": "pci.0", "addr": "0x07"}
+    assert [step.command for step in device.steps if step.command] == [
+        {"execute": "object-add", "arguments": memory},
+        {
+            "execute": "device_add",
+            "arguments": {"driver": "ivshmem-plain", "memdev": "card-memory", "id": "card", **place},
+        },
+        {"execute": "device_del", "arguments": {"id": "card"}},
+        {"execute": "object-del", "arguments": {"id": "card-memory"}},
+    ]
+    assert all(step.answer == {"return": {}} for step in device.steps if step.command)
+    (deleted,) = [step for step in device.steps if step.state == "deleted" and not step.command]
+    assert deleted.answer["event"] == "DEVICE_DELETED"
+    assert deleted.answer["data"]["device"] == "card"
+
+    device = vm.plug(both["doorbell"], device_id="bell", vectors=1)
+    device.unplug()
+    address = {"type": "unix", "data": {"path": both["doorbell"].path}}
+    backend = {"type": "socket", "data": {"addr": address, "server": False}}
+    commands = [step.command for step in device.steps if step.command]
+    assert commands[0] == {"execute": "chardev-add", "arguments": {"id": "bell-chardev", "backend": backend}}
+    assert commands[1]["arguments"]["driver"] == "ivshmem-doorbell"
+    assert (commands[1]["arguments"]["chardev"], commands[1]["arguments"]["vectors"]) == ("bell-chardev", 1)
+    assert commands[-1] == {"execute": "chardev-remove", "arguments": {"id": "bell-chardev"}}
+    for command in commands:
+        assert json.dumps(command) in repr(device)
+    assert all(step.took_s >= 0 for step in device.steps)
+
+
+def test_several_devices_come_and_go_in_any_order_and_know_their_peer_ids(lab, emulator):
+    both = sources(lab)
+    me = lab.peer("me", connect=both["doorbell"])
+    vm = start(lab, emulator)
+    devices = [vm.plug(both[kind]) for kind in ("doorbell", "plain", "doorbell")]
+    assert [device.peer_id for device in devices] == [1, None, 2]
+    assert [device.device_id for device in devices] == ["hot0", "hot1", "hot2"]
+    assert [device.place for device in devices] == [f"pci.0 slot 0x0{slot}" for slot in (2, 3, 4)]
+    for device in devices:
+        device.wait_seen()
+    devices[0].unplug()
+    assert sorted(both["doorbell"].peers) == [me.peer_id, 2]
+    again = vm.plug(both["doorbell"])
+    assert (again.device_id, again.place, again.peer_id) == ("hot0", "pci.0 slot 0x02", 3)
+    for device in (devices[2], devices[1], again):
+        device.unplug()
+    assert vm.devices == []
+    assert list(both["doorbell"].peers) == [me.peer_id]
+
+
+@pytest.mark.parametrize("kind", ["doorbell", "plain"])
+def test_a_silent_guest_is_told_and_a_reset_takes_the_device(lab, emulator, kind):
+    source = sources(lab)[kind]
+    vm = start(lab, emulator, answers=False)
+    device = vm.plug(source)
+    with pytest.raises(GuestSilentError, match=r"has given hot0 no address in 0.05 s"):
+        device.wait_seen(0.05)
+    with pytest.raises(VmError, match=r"hot0 of alice is plugged; unplug\(\) it first"):
+        device.force()
+    with pytest.raises(GuestSilentError, match=r"alice \(running\) has not let hot0 go in 0.05 s; wait with unplug"):
+        device.unplug(0.05)
+    assert (device.state, vm.devices) == ("unplugging", [device])
+    with pytest.raises(GuestSilentError):
+        device.unplug(0.05)
+    device.force()
+    assert (device.state, vm.devices, vm.state) == ("absent", [], "running")
+    assert [step.command["execute"] for step in device.steps if step.command].count("device_del") == 1
+
+
+@pytest.mark.parametrize("kind", ["doorbell", "plain"])
+def test_a_device_given_up_goes_when_the_guest_lets_it_go_later(lab, emulator, kind):
+    source = sources(lab)[kind]
+    vm = start(lab, emulator)
+    device = vm.plug(source)
+    device.wait_seen()
+    vm.execute("stop")
+    with pytest.raises(GuestSilentError, match=r"alice \(paused\)"):
+        device.unplug(0.05)
+    device.give_up()
+    assert device.state == "seen"
+    if kind == "doorbell":  # whom it hears of while nobody waits costs it eventfds, too
+        lab.peer("late", connect=source)
+    vm.execute("cont")
+    wait_absent(device)
+    assert device.steps[-1].error == ""
+    alive_and_pluggable(vm, source)
+
+
+def test_an_eject_that_nobody_asked_for_is_followed_through(lab, emulator):
+    """What a guest does that powers its slot off: the emulator is told so directly, at the guest's port."""
+    both = sources(lab)
+    vm = start(lab, emulator, answers=False)
+    devices = [vm.plug(both["doorbell"]), vm.plug(both["plain"])]
+    for device in devices:  # past us: the lab learns of it by the event alone
+        vm.execute("device_del", id=device.device_id)
+    vm.execute("system_reset")
+    for device in devices:
+        wait_absent(device)
+        assert device.steps[-1].error == ""
+    assert (vm.devices, both["doorbell"].peers) == ([], {})
+    assert vm.plug(both["doorbell"]).place == "pci.0 slot 0x02"
+
+
+REFUSED = {
+    "a property that there is not": ({"nonsense": "1"}, "not found", ""),
+    "another slot than the chosen one": ({"addr": "0x01"}, "slot 1 function 0 not available", ""),
+    "no such slot": ({"addr": "0x40"}, "doesn't take value '0x40'", ""),
+    "the legacy driver": ({"driver": "ivshmem"}, "'ivshmem' is not a valid device model name", "ivshmem-plain"),
+}
+
+
+@pytest.mark.parametrize("kind", ["doorbell", "plain"])
+def test_what_the_machine_refuses_is_taken_back_and_the_next_plug_works(lab, emulator, kind):
+    source = sources(lab)[kind]
+    vm = start(lab, emulator)
+    cases = dict(REFUSED)
+    if kind == "doorbell":
+        lab.peer("first", connect=source)
+        cases["a master that came late"] = ({"master": True}, "master must connect to the server before", "id 0")
+        cases["a chardev of nobody"] = ({"chardev": "nope"}, "can't find value 'nope'", "")
+    else:
+        cases["a memory of nobody"] = ({"memdev": "nope"}, "Device 'nope' not found", "")
+    for case, (properties, words, hint) in cases.items():
+        with pytest.raises(QmpCommandError) as caught:
+            vm.plug(source, **properties)
+        assert words in caught.value.desc, case
+        assert hint in caught.value.hint, case
+        assert vm.devices == [], case
+    # Their names are free: what had been made for the refused ones is gone.
+    vm.execute("object-add", **{"qom-type": "memory-backend-ram", "id": "hot0-memory", "size": 1 << 20})
+    vm.execute("object-del", id="hot0-memory")
+    if kind == "doorbell":
+        assert len(source.peers) == 1
+    alive_and_pluggable(vm, source)
+
+
+def test_what_can_be_known_before_is_refused_before_the_machine_hears_of_it(lab, emulator, tmp_path):
+    both = sources(lab)
+    vm = start(lab, emulator)
+    kept = vm.plug(both["plain"], device_id="card")
+    shut, forgotten = lab.server("shut", size="1M"), lab.memory("forgotten", "1M")
+    shut.close()
+    forgotten.close()
+    with Lab() as other:
+        foreign = other.server("foreign", size="1M")
+        cases = [
+            (both["doorbell"], {"vectors": 0}, UsageError, "vectors 0 is not allowed: 1 to 2048"),
+            (both["doorbell"], {"vectors": 2049}, UsageError, "vectors 2049 is not allowed"),
+            (both["plain"], {"vectors": 1}, UsageError, "a memory has no interrupts"),
+            (both["plain"], {"device_id": "card"}, UsageError, "alice has a device 'card' already"),
+            (both["plain"], {"bus": 2}, UsageError, "pci.0 slot 0x02 of alice is taken"),
+            (both["plain"], {"bus": "nobus"}, UsageError, "alice has no place 'nobus' for a device"),
+            (shut, {}, LabError, "server shut does not listen; make a new one"),
+            (forgotten, {}, UsageError, "the memory 'forgotten' is closed"),
+            (foreign, {}, UsageError, "belongs to another lab"),
+            (42, {}, UsageError, "42 cannot be plugged"),
+            (str(tmp_path / "none.sock"), {}, IvshmemLabError, "none.sock"),
+        ]
+        for source, how, kind, words in cases:
+            with pytest.raises(kind, match=words):
+                vm.plug(source, **how)
+            assert vm.devices == [kept]
+        device = vm.plug(foreign.path)  # as any program's server
+        assert (device.peer_id, len(foreign.peers)) == (None, 1)
+        device.unplug()
+        assert foreign.peers == {}
+    kept.unplug()
+    alive_and_pluggable(vm, both["doorbell"])
+
+
+def test_a_machine_that_does_not_run_takes_nothing(lab, emulator):
+    frame = lab.memory("frame", "1M")
+    vm = lab.vm("alice", "probe", emulator=emulator)
+    with pytest.raises(VmError, match="alice is defined; start it before plugging devices in"):
+        vm.plug(frame)
+    vm.start()
+    device = vm.plug(frame)
+    vm.execute("quit")
+    vm.wait_end()
+    assert (device.state, vm.devices) == ("absent", [])
+    device.unplug()
+    with pytest.raises(VmError, match="alice is stopped"):
+        vm.plug(frame)
+
+
+class BadServer:
+    """A server that lets `good` peers in and then does what it should not."""
+
+    def __init__(self, path, size_bytes, good=0, stop_after=1):
+        self.path = str(path)
+        self._memory = os.memfd_create("bad", os.MFD_CLOEXEC)
+        os.truncate(self._memory, size_bytes)
+        self._good, self._stop_after = good, stop_after
+        self._listener = bind_unix(self.path)
+        self._listener.listen()
+        self._peers = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            messages = [(PROTOCOL_VERSION, None), (7, None), (-1, self._memory)]
+            whole = self._good > 0
+            self._good -= 1
+            for value, fd in messages if whole else messages[: self._stop_after]:
+                socket.send_fds(sock, [value.to_bytes(8, "little", signed=True)], [] if fd is None else [fd])
+            if whole:
+                eventfd = os.eventfd(0)
+                socket.send_fds(sock, [(7).to_bytes(8, "little")], [eventfd])
+                os.close(eventfd)
+                self._peers.append(sock)
+            else:
+                sock.close()
+
+    def close(self):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+        for sock in self._peers:
+            sock.close()
+        os.close(self._memory)
+
+
+def test_a_server_that_hangs_up_in_the_handshake_is_refused_before_the_machine_joins(lab, emulator, tmp_path):
+    frame = lab.memory("frame", "1M")
+    vm = start(lab, emulator)
+    for messages in (0, 1, 2):
+        server = BadServer(tmp_path / f"s{messages}", 4096, stop_after=messages)
+        try:
+            with pytest.raises(IvshmemLabError):
+                vm.plug(server.path)
+        finally:
+            server.close()
+        assert vm.devices == []
+    alive_and_pluggable(vm, frame)
+
+
+@pytest.mark.qemu
+def test_a_server_that_hangs_up_on_the_machine_alone_costs_that_machine_only(lab, tmp_path):
+    """QEMU 7.2 loops for ever then: the lab says so in time, and ending the machine works."""
+    frame = lab.memory("frame", "1M")
+    vm, other = (start(lab, "qemu", name=name) for name in ("alice", "bob"))
+    server = BadServer(tmp_path / "s", 4096, good=1)
+    try:
+        with pytest.raises(
+            VmTimeoutError, match=r"alice gave no answer in 0.5 s; it may hang: closing it always works"
+        ):
+            vm.plug(server.path, timeout_s=0.5)
+    finally:
+        server.close()
+    vm.close()
+    assert vm.devices == []
+    alive_and_pluggable(other, frame)
+
+
+def test_a_server_whose_memory_would_kill_the_machine_is_refused(lab, emulator, tmp_path):
+    vm = start(lab, emulator)
+    server = BadServer(tmp_path / "s", 3 << 20, good=1)
+    try:
+        with pytest.raises(IvshmemLabError, match="power of two"):
+            vm.plug(server.path)
+    finally:
+        server.close()
+    alive_and_pluggable(vm, lab.memory("frame", "1M"))
+
+
+@pytest.mark.parametrize("state", ["connected", "unplugging"])
+@pytest.mark.parametrize("kind", ["doorbell", "plain"])
+def test_a_machine_that_dies_meanwhile_is_told_and_leaves_nothing(lab, emulator, kind, state):
+    source = sources(lab)[kind]
+    vm = start(lab, emulator, answers=False)
+
+    def kill(step):
+        if step.state == state and vm.pid:
+            os.kill(vm.pid, signal.SIGKILL)
+
+    def come_and_go():
+        vm.plug(source, on_step=kill).unplug(2.0)
+
+    with pytest.raises(VmError, match="killed by SIGKILL") as caught:
+        come_and_go()
+    assert not isinstance(caught.value, GuestSilentError | VmTimeoutError)
+    assert (vm.devices, vm.state) == ([], "failed")
+    if kind == "doorbell":
+        me = lab.peer("me", connect=source)
+        me.close()
+    alive_and_pluggable(start(lab, emulator, name="bob"), source)
+
+
+def test_a_pc_takes_thirty_devices_and_says_when_it_is_full(lab, emulator):
+    frame = lab.memory("frame", "4K")
+    vm = start(lab, emulator, answers=False)
+    devices = [vm.plug(frame) for _ in range(30)]
+    assert [device.place for device in devices] == [f"pci.0 slot {slot:#04x}" for slot in range(2, 32)]
+    with pytest.raises(VmError, match=r"alice has no free place for a device \(30 are there, all taken\)"):
+        vm.plug(frame)
+    assert vm.devices == devices
+    with pytest.raises(GuestSilentError):
+        devices[4].unplug(0.05)
+    devices[4].force()
+    assert vm.plug(frame).place == "pci.0 slot 0x06"
+
+
+@pytest.mark.qemu
+def test_a_q35_takes_one_device_for_each_root_port(lab):
+    both = sources(lab)
+    vm = start(lab, "qemu", answers=False, machine="q35", root_ports=3)
+    first = vm.plug(both["plain"], bus="rp1")
+    second = vm.plug(both["doorbell"])
+    third = vm.plug(both["plain"])
+    assert [device.place for device in (first, second, third)] == [f"rp{port} slot 0x00" for port in (1, 0, 2)]
+    with pytest.raises(UsageError, match="rp1 slot 0x00 of alice is taken"):
+        vm.plug(both["plain"], bus="rp1")
+    with pytest.raises(VmError, match=r"\(3 are there, all taken\)"):
+        vm.plug(both["plain"])
+    vm.execute("stop")
+    for device in (first, second, third):
+        with pytest.raises(GuestSilentError):
+            device.unplug(0.05)
+    second.force()
+    for device in (first, third):
+        wait_absent(device)
+    assert vm.devices == []
+
+
+@pytest.mark.qemu
+def test_a_q35_without_root_ports_says_what_to_define(lab):
+    vm = start(lab, "qemu", answers=False, machine="q35", root_ports=0)
+    with pytest.raises(VmError, match="define a q35 VM with root_ports=4"):
+        vm.plug(lab.memory("frame", "1M"))
