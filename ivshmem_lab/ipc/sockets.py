@@ -15,8 +15,8 @@ from pathlib import Path
 _TIMEVAL = struct.Struct("ll")
 
 
-def connect_unix(path: str, timeout_s: float) -> socket.socket:
-    """Connect to a listening socket.
+def connect_unix(path: str, timeout_s: float, own_address: bytes | None = None) -> socket.socket:
+    """Connect to a listening socket, from an address of our own if one is given.
 
     A full backlog blocks connect(2) for as long as a send may block (unix(7), SO_SNDTIMEO), and the
     socket stays a blocking one.
@@ -30,6 +30,8 @@ def connect_unix(path: str, timeout_s: float) -> socket.socket:
     try:
         micros = max(1, int(timeout_s * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(micros, 1_000_000)))
+        if own_address is not None:
+            sock.bind(own_address)
         sock.connect(path)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(0, 0))
     except BaseException:

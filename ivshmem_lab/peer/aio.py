@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class AsyncPeer(Core):
     """The part of :class:`~ivshmem_lab.peer.peer.Peer` that calls back."""
 
-    def __init__(self, path: str, timeout_s: float, *, reconnect: bool) -> None:
+    def __init__(self, path: str, timeout_s: float, *, reconnect: bool, lease: str | None) -> None:
         self._on_interrupt: dict[int, list[Callable[[int], object]]] = {}
-        super().__init__(path, timeout_s, reconnect=reconnect)
+        super().__init__(path, timeout_s, reconnect=reconnect, lease=lease)
 
     def on_interrupt(self, vector: int, function: Callable[[int], object]) -> None:
         """Have a function called with the count of interrupts on one of our vectors.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from ..errors import IvshmemLabError, PeerError, UsageError
 from ..ipc.eventfd import poll_timeout_ms
 from ..ipc.runtime_dir import check_socket_path
+from ..wire.lease import check_lease_name
 from .joining import Introduction
 from .link import Link
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the client until its input ends; return the exit status."""
     try:
         options = _parse(argv)
-        with Client(options.socket, verbose=options.verbose, as_json=options.json) as client:
+        with Client(options.socket, verbose=options.verbose, as_json=options.json, lease=options.lease) as client:
             return client.run()
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
@@ -91,17 +92,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("-v", "--verbose", action="store_true", help="print which peers and vectors come and go")
     add("-S", "--socket", default="/tmp/ivshmem_socket", metavar="SOCK", help="the server's socket (%(default)s)")
+    add("--lease", metavar="NAME", help="have the server keep our id under this name while we are away")
     add("--json", action="store_true", help="print everything as JSON objects, one per line, and no prompt")
     options = parser.parse_args(argv)
     check_socket_path(options.socket)
+    if options.lease is not None:
+        check_lease_name(options.lease)
     return options
 
 
 class Client:
     """The client's state: the server, if it is there, and the commands that wait for it."""
 
-    def __init__(self, path: str, *, verbose: bool, as_json: bool) -> None:
+    def __init__(self, path: str, *, verbose: bool, as_json: bool, lease: str | None) -> None:
         self._path = path
+        self._lease = lease
         self._verbose = verbose
         self._json = as_json
         self._news = select.epoll()
@@ -146,7 +151,7 @@ class Client:
 
     def _connect(self) -> None:
         try:
-            self._link = Link.connect(self._path, _CONNECT_S, self._news)
+            self._link = Link.connect(self._path, _CONNECT_S, self._news, self._lease)
         except PeerError:
             self._retry_at = time.monotonic() + RETRY_S
             self._report("cannot connect to server, retry in 1 second", error=True, event="no server")

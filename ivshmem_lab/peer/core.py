@@ -18,7 +18,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..errors import PeerClosedError, PeerError, UnknownPeerError
+from ..errors import PeerClosedError, PeerError, RemoteProtocolError, UnknownPeerError
 from ..ipc.eventfd import EventFd
 from .events import Reconnected, ServerGone
 from .joining import Introduction, Rejoining
@@ -38,10 +38,11 @@ class Core:
     path: str
     peer_id: int
 
-    def __init__(self, path: str, timeout_s: float, *, reconnect: bool) -> None:
+    def __init__(self, path: str, timeout_s: float, *, reconnect: bool, lease: str | None) -> None:
         self.path = path
         self.peer_id = -1
         self._reconnect = reconnect
+        self._lease = lease
         self._rejoining: Rejoining | None = None
         self._array: NDArray[np.uint8] | None = None
         self._words: Words | None = None
@@ -70,7 +71,7 @@ class Core:
         self._closing = EventFd.create()
         self._news.register(self._closing, select.EPOLLIN)
         try:
-            self._link = Link.connect(path, timeout_s, self._news)
+            self._link = Link.connect(path, timeout_s, self._news, lease)
         except BaseException:
             self._closing.close()
             self._news.close()
@@ -109,7 +110,7 @@ class Core:
 
     def _introduce(self, deadline: float, timeout_s: float) -> None:
         introduction = Introduction(self._link)
-        while not introduction.complete():
+        while not self._complete(introduction):
             limit = deadline if introduction.due is None else min(deadline, introduction.due)
             if not self._sleep(self._news, limit) and limit == deadline:
                 break
@@ -121,6 +122,17 @@ class Core:
         self._link.changes.clear()
         self.peer_id = self._link.peer_id
         self._show(self._link.memory.array())
+
+    def _complete(self, introduction: Introduction) -> bool:
+        try:
+            return introduction.complete()
+        except RemoteProtocolError as error:
+            if self._lease is None or not self._link.silent:
+                raise
+            raise PeerError(
+                f"the server on {self.path!r} does not let us in: most likely lease {self._lease!r} is held by somebody who "
+                "is connected; choose another, or see with ivshmem-server -v whom it refuses and why"
+            ) from error
 
     def _show(self, array: NDArray[np.uint8]) -> None:
         self._array = array
@@ -143,7 +155,7 @@ class Core:
                 self._note_end()
         if self._reconnect and self._link.gone:
             if self._rejoining is None:
-                self._rejoining = Rejoining(self.path, self._news)
+                self._rejoining = Rejoining(self.path, self._news, self._lease)
                 self._ways.clear()  # the long way knows when to look for the server
             link = self._rejoining.advance()
             if link is not None:

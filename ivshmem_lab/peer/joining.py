@@ -66,9 +66,10 @@ class Rejoining:
         When to look again (:func:`time.monotonic`).
     """
 
-    def __init__(self, path: str, news: select.epoll) -> None:
+    def __init__(self, path: str, news: select.epoll, lease: str | None) -> None:
         self.due = 0.0
         self._path = path
+        self._lease = lease
         self._news = news
         self._link: Link | None = None
         self._introduction: Introduction | None = None
@@ -81,7 +82,7 @@ class Rejoining:
             if self._link is None:
                 if now < self.due:
                     return None
-                self._link = Link.connect(self._path, _CONNECT_S, self._news)
+                self._link = Link.connect(self._path, _CONNECT_S, self._news, self._lease)
                 self._introduction = Introduction(self._link)
                 self._give_up = now + _GIVE_UP_S
             assert self._introduction is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +13,7 @@ from ..ipc.fdpass import close_all, receive_message
 from ..ipc.memory import SharedMemory
 from ..ipc.sockets import connect_unix
 from ..wire.client import ClientProtocol, MemoryArrived, PeerLeft, VectorAdded
+from ..wire.lease import lease_address
 
 if TYPE_CHECKING:
     import socket
@@ -60,8 +62,8 @@ class Link:
         news.register(sock, select.EPOLLIN)
 
     @classmethod
-    def connect(cls, path: str, timeout_s: float, news: select.epoll) -> Self:
-        """Connect to the server's socket.
+    def connect(cls, path: str, timeout_s: float, news: select.epoll, lease: str | None = None) -> Self:
+        """Connect to the server's socket, asking for a lease if one is named.
 
         Raises
         ------
@@ -69,7 +71,9 @@ class Link:
             When nobody accepts there in time.
         """
         try:
-            sock = connect_unix(path, timeout_s)
+            sock = connect_unix(
+                path, timeout_s, None if lease is None else lease_address(lease, f"{os.getpid()}-{os.urandom(8).hex()}")
+            )
         except OSError as error:
             raise PeerError(
                 f"no ivshmem server answers on {path!r}: {error.strerror}; start one with: ivshmem-server -F -S {path}"
@@ -86,6 +90,11 @@ class Link:
     def missing(self) -> str:
         """What of the introduction has not come yet, in words."""
         return self._protocol.missing
+
+    @property
+    def silent(self) -> bool:
+        """Whether the server has not said a single message."""
+        return not self._protocol.version_seen
 
     @property
     def gone(self) -> bool:

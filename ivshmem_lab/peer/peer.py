@@ -35,7 +35,14 @@ class Peer(AsyncPeer):
     """
 
     @classmethod
-    def connect(cls, path: str | os.PathLike[str], timeout_s: float = 5.0, *, reconnect: bool = False) -> Self:
+    def connect(
+        cls,
+        path: str | os.PathLike[str],
+        timeout_s: float = 5.0,
+        *,
+        reconnect: bool = False,
+        lease: str | None = None,
+    ) -> Self:
         """Join a server.
 
         Returns when id, memory and own vectors have arrived, as far as one can know it
@@ -51,20 +58,25 @@ class Peer(AsyncPeer):
             When the server is gone, look for it on the same path, ten times a second while we are asked
             something, and join it again. Our id and the memory can be others then: :meth:`on_server` tells.
             Until then the old memory and eventfds stay in use.
+        lease
+            A name under which a server of ours keeps our id for us while we are away (30 s unless it was told
+            otherwise), also across its own restart with ``--state``; the other peers do not hear that we were gone.
+            Only one at a time holds it, and only our user gets it back. 1 to 48 letters, digits, dots, underscores or
+            hyphens. QEMU's server knows no leases, and gives any id.
 
         Raises
         ------
         UsageError
-            When the path cannot be that of a socket.
+            When the path cannot be that of a socket, or the lease has no such name.
         PeerError
-            When nobody listens there, or the introduction is not complete in time.
+            When nobody listens there, the introduction is not complete in time, or somebody else holds the lease.
         RemoteProtocolError
             When the server breaks the protocol.
         SharedMemoryError
             When the server's memory cannot be mapped.
         """
         deadline = time.monotonic() + timeout_s
-        peer = cls(check_socket_path(path), timeout_s, reconnect=reconnect)
+        peer = cls(check_socket_path(path), timeout_s, reconnect=reconnect, lease=lease)
         try:
             peer._introduce(deadline, timeout_s)
         except BaseException:

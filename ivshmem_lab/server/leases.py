@@ -1,17 +1,16 @@
-r"""Leases: an id together with its eventfds, kept for a holder that comes back.
+"""Leases: an id together with its eventfds, kept for a holder that comes back.
 
-A client asks for one by the name of its own socket: bound, before it connects, to the abstract address
-``\0ivshmem-lease/NAME/ANYTHING`` (unix(7); ANYTHING makes the address unique). Only the same uid gets
-a lease back. While it is kept nobody hears that the holder is gone; when the holder returns, its
+A client asks for one as `ivshmem_lab.wire.lease` says. Only the same uid gets a lease back. While it is kept nobody hears that the holder is gone; when the holder returns, its
 counters start at 0.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
+from ..wire.lease import check_lease_name, lease_of_address
 from .policy import NotAdmittedError
 
 if TYPE_CHECKING:
@@ -20,11 +19,8 @@ if TYPE_CHECKING:
 
     from .packet import SharedFd
 
-SOCKET_PREFIX = b"\0ivshmem-lease/"
 MOST_HELD = 256
 """Leases that are kept without a holder; beyond that the oldest of the same uid, else the oldest, ends."""
-
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,48}")
 
 
 @dataclass(slots=True)
@@ -108,30 +104,23 @@ class Leases:
             lease.ends = None
 
 
-def check_lease_name(name: str) -> str:
+def lease_name(name: str) -> str:
     """Return the name of a lease when it may be one.
 
     Raises
     ------
     NotAdmittedError
-        When it is not 1 to 48 letters, digits, dots, underscores or hyphens.
+        When it may not.
     """
-    if not _NAME.fullmatch(name):
-        raise NotAdmittedError(
-            f"lease name {name!r} is not allowed; 1 to 48 letters, digits, dots, underscores or hyphens"
-        )
-    return name
+    try:
+        return check_lease_name(name)
+    except UsageError as error:
+        raise NotAdmittedError(str(error)) from error
 
 
 def lease_asked_for(sock: socket.socket) -> str | None:
-    """Return the lease that a client names by its socket's address, or None.
-
-    Raises
-    ------
-    NotAdmittedError
-        When the name is not allowed.
-    """
-    address = sock.getpeername()
-    if not isinstance(address, bytes) or not address.startswith(SOCKET_PREFIX):
-        return None
-    return check_lease_name(address[len(SOCKET_PREFIX) :].split(b"/")[0].decode(errors="replace"))
+    """Return the lease that a client names by its socket's address, or None; raises as `lease_name`."""
+    try:
+        return lease_of_address(sock.getpeername())
+    except UsageError as error:
+        raise NotAdmittedError(str(error)) from error

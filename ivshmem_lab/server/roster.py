@@ -11,7 +11,7 @@ from ..errors import LocalProtocolError
 from ..wire.server import ServerProtocol
 from .connection import Connection, why_gone
 from .events import LeaseEnded, LeaseReturned, MessageWithheld, PeerDeparted, PeerJoined, PeerSettled
-from .leases import Lease, Leases, ServerState, check_lease_name, lease_asked_for
+from .leases import Lease, Leases, ServerState, lease_asked_for, lease_name
 from .packet import Packet, SharedFd, drain_eventfd, new_eventfd
 from .policy import Admission, NotAdmittedError, is_qemu
 
@@ -186,7 +186,7 @@ class Roster:
 
     def _claim(self, uid: int, name: str) -> Lease | None:
         """Find the lease of a client that comes back; one that has no lease yet gets None."""
-        lease = self.leases.get(uid, check_lease_name(name))
+        lease = self.leases.get(uid, lease_name(name))
         if lease is None or lease.held:
             return lease
         holder = self.connections[lease.peer_id]

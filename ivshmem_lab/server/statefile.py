@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..wire.lease import check_lease_name
 from ..wire.messages import MAX_PEER_ID
-from .leases import Lease, ServerState, check_lease_name
+from .leases import Lease, ServerState
 from .packet import new_eventfd
-from .policy import NotAdmittedError
 
 if TYPE_CHECKING:
     from typing import Any
@@ -61,7 +61,7 @@ class StateFile:
                 raise ValueError(f"ids are different numbers from 0 to {MAX_PEER_ID}")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, NotAdmittedError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, UsageError) as error:
             raise UsageError(
                 f"the state file {self.path!r} cannot be used: {error or type(error).__name__}; name another, or remove it to start afresh"
             ) from error

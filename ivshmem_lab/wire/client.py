@@ -72,12 +72,14 @@ class ClientProtocol(Generic[F]):
         Our own id, None before it arrived.
     vectors
         Number of vectors of every peer that has any, ourselves included.
+    version_seen
+        Whether the server has said its first message.
     """
 
     def __init__(self) -> None:
         self.peer_id: int | None = None
         self.vectors: dict[int, int] = {}
-        self._version_seen = False
+        self.version_seen = False
         self._memory_seen = False
         self._decoder: Decoder[F] = Decoder()
         self._error: RemoteProtocolError | None = None
@@ -142,7 +144,7 @@ class ClientProtocol(Generic[F]):
     def missing(self) -> str:
         """What of the introduction has not arrived, in words; empty when :attr:`ready`."""
         parts = {
-            "the protocol version": self._version_seen,
+            "the protocol version": self.version_seen,
             "the peer id": self.peer_id is not None,
             "the shared memory": self._memory_seen,
         }
@@ -155,7 +157,7 @@ class ClientProtocol(Generic[F]):
 
     def _read(self, message: Message[F]) -> Event[F] | None:
         value, fd = message.value, message.fd
-        if not self._version_seen:
+        if not self.version_seen:
             self._read_version(value, fd)
             return None
         if self.peer_id is None:
@@ -175,7 +177,7 @@ class ClientProtocol(Generic[F]):
             )
         if fd is not None:
             raise RemoteProtocolError("version", "a file descriptor came with the version; none belongs there")
-        self._version_seen = True
+        self.version_seen = True
 
     def _read_own_id(self, value: int, fd: F | None) -> Welcome:
         if not 0 <= value <= MAX_PEER_ID:

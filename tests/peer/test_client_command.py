@@ -193,6 +193,7 @@ def test_json_prints_every_line_as_an_object(tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["-S", "x" * 108], "has 108 bytes"),
+        (["--lease", "a b"], "lease name 'a b' is not allowed"),
         (["-q"], "unrecognized arguments: -q"),
         (["-S"], "expected one argument"),
         (["extra"], "unrecognized arguments: extra"),
@@ -208,7 +209,16 @@ def test_help_of_the_client_has_every_flag_and_an_example(tmp_path: Path) -> Non
     for option in ("-h", "--help"):
         done = ask(tmp_path / "s", "", option)
         assert (done.returncode, done.stderr) == (0, "")
-        for part in ("-v", "-S", "--json", "/tmp/ivshmem_socket", "int P V", "example:", "ivshmem-client -S"):
+        for part in (
+            "-v",
+            "-S",
+            "--json",
+            "--lease",
+            "/tmp/ivshmem_socket",
+            "int P V",
+            "example:",
+            "ivshmem-client -S",
+        ):
             assert part in done.stdout
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.qemu
 
-ROUNDS = int(os.environ.get("IVSHMEM_LAB_SHIELD_ROUNDS", "12"))
+ROUNDS = int(os.environ.get("IVSHMEM_LAB_SHIELD_ROUNDS", "20"))
 VECTORS = 2
 SLOT = 4
 EJECT_PORT = 0xAE08  # ACPI PCI hot-plug of machine pc: what a guest writes to let go of a slot

@@ -90,6 +90,36 @@ def test_a_host_peer_joins_the_server_that_came_back_and_says_so(end: int, optio
                 assert json.loads((tmp_path / "state").read_bytes())["next_id"] > peer.peer_id
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_host_peers_with_leases_have_the_same_ids_on_the_server_that_came_back(
+    end: int, options: list[str], tmp_path: Path
+) -> None:
+    def connect(lease: str) -> Peer:
+        return Peer.connect(options[1], reconnect=True, lease=lease)
+
+    with Foreground(*options) as server:
+        server.line()
+        with Peer.connect(options[1]), connect("red") as red, connect("blue") as blue:
+            events: dict[Peer, list[object]] = {red: [], blue: []}
+            for peer, heard in events.items():
+                peer.on_server(heard.append)
+            server.end(end)
+            with Foreground(*options) as next_server:
+                next_server.line()
+                deadline = time.monotonic() + LIMIT_S
+                while min(map(len, events.values())) < 2 and time.monotonic() < deadline:
+                    for peer in events:
+                        peer.dispatch(0.02)
+                assert events[red] == [ServerGone(), Reconnected(peer_id=1, previous_id=1, same_memory=True)]
+                assert events[blue] == [ServerGone(), Reconnected(peer_id=2, previous_id=2, same_memory=True)]
+                assert red.wait_for_peer(2, LIMIT_S) == 2
+                red.ring(2, 1)
+                assert blue.wait(1, LIMIT_S) == 1
+                assert red.peers == {2: 2}  # the one without a lease did not come back
+    leases = json.loads((tmp_path / "state").read_bytes())["leases"]
+    assert [(each["name"], each["id"]) for each in leases] == [("red", 1), ("blue", 2)]
+
+
 def test_ids_are_reserved_before_they_are_given_also_across_the_wrap(tmp_path: Path) -> None:
     file = StateFile(str(tmp_path / "state"))
     file.create(ServerState(65500, 1))
