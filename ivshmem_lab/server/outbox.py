@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..ipc.parcels import ParcelQueue
 from .connection import Pause, Progress
+from .watch import Watch
 
 if TYPE_CHECKING:
     import asyncio
@@ -44,6 +45,8 @@ class Outbox:
         Called once per connection, when all that was queued for it is sent.
     on_broken
         Called soon after a connection broke, with the kind and the sentence why.
+    on_readable
+        Called when there is something to read from a peer that :attr:`watch` watches.
     """
 
     def __init__(
@@ -53,8 +56,10 @@ class Outbox:
         faults: FaultPlan | None,
         on_settled: Callable[[Connection], None],
         on_broken: Callable[[Connection, str, str], None],
+        on_readable: Callable[[Connection], None],
     ) -> None:
         self.queue_high_water = 0
+        self.watch = Watch(loop, on_readable, self._send)
         self._loop = loop
         self._tap = tap
         self._faults = faults
@@ -145,13 +150,14 @@ class Outbox:
         """Stop everything about a connection."""
         self._audience.pop(connection, None)
         self._apart.pop(connection, None)
-        self._watch(connection, writing=False)
+        self._want_room(connection, writing=False)
         if connection.retry is not None:
             connection.retry.cancel()
             connection.retry = None
 
     def close(self) -> None:
         """Stop."""
+        self.watch.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -210,7 +216,7 @@ class Outbox:
         except OSError as error:
             self._break(connection, "broken", f"its connection broke: {error.strerror}")
             return
-        self._watch(connection, writing=progress is Progress.MORE)
+        self._want_room(connection, writing=progress is Progress.MORE)
         if progress is Progress.SHORT:
             connection.retry = self._loop.call_later(connection.next_delay_s(), self._retry, connection)
         elif progress is Progress.PAUSED:
@@ -233,15 +239,15 @@ class Outbox:
         connection.go_on()
         self._retry(connection)
 
-    def _watch(self, connection: Connection, *, writing: bool) -> None:
+    def _want_room(self, connection: Connection, *, writing: bool) -> None:
         if writing and not connection.writing:
-            self._loop.add_writer(connection.fileno, self._send, connection)
+            self.watch.want_room(connection, wanted=True)
         elif connection.writing and not writing:
-            self._loop.remove_writer(connection.fileno)
+            self.watch.want_room(connection, wanted=False)
         connection.writing = writing
 
     def _break(self, connection: Connection, kind: str, reason: str) -> None:
         """Have a peer depart soon, not now: its departure makes us send, and those sends may break others."""
         connection.broken = reason
-        self._watch(connection, writing=False)
+        self._want_room(connection, writing=False)
         self._loop.call_soon(self._on_broken, connection, kind, reason)

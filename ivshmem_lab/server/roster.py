@@ -164,6 +164,12 @@ class Roster:
         """Say that an introduction has been sent whole."""
         self._tell(PeerSettled(connection.peer_id))
 
+    def look(self, connection: Connection) -> None:
+        """See whether a peer has left, or says what it should not."""
+        gone = why_gone(connection.sock)
+        if gone is not None:
+            self.depart(connection, *gone)
+
     def close(self) -> None:
         """Disconnect everybody."""
         for connection in list(self.connections.values()):
@@ -224,7 +230,7 @@ class Roster:
         self.connections[peer_id] = connection
         self._present[connection.uid] += 1
         self.counters.joins += 1
-        self._loop.add_reader(connection.fileno, self._read, connection)
+        self._outbox.watch.add(connection)
         introduction: list[Packet] = []
         for posting in step.postings:
             if posting.recipients == (peer_id,):
@@ -261,14 +267,9 @@ class Roster:
             self.counters.withheld += 1
             self._tell(MessageWithheld(recipient, about, f"peer {about} {what}"))
 
-    def _read(self, connection: Connection) -> None:
-        gone = why_gone(connection.sock)
-        if gone is not None:
-            self.depart(connection, *gone)
-
     def _forget(self, connection: Connection) -> None:
-        self._loop.remove_reader(connection.fileno)
         self._outbox.forget(connection)
+        self._outbox.watch.remove(connection)
         del self.connections[connection.peer_id]
         self._present[connection.uid] -= 1
         self.counters.leaves += 1

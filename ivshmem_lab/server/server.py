@@ -148,7 +148,7 @@ class Server:
             listener.close()
             raise
         roster = self._roster
-        self._outbox = Outbox(loop, self._tap, self._faults, roster.settle, roster.depart)
+        self._outbox = Outbox(loop, self._tap, self._faults, roster.settle, roster.depart, roster.look)
         roster.open(loop, self._outbox)
         self._started_at = time.monotonic()
         open_files = allow_many_files()
