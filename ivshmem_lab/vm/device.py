@@ -170,6 +170,8 @@ class HotplugDevice:
                     "is it running, and does it support hot-plug?"
                 )
             await asyncio.sleep(_LOOK_EVERY_S)
+        if self._needs_guards:
+            self._guards.look()
         if self.state is DeviceState.PLUGGED:
             self._note(DeviceState.SEEN, "the guest has given it addresses", begun)
 

@@ -178,12 +178,30 @@ def test_a_device_given_up_goes_when_the_guest_lets_it_go_later(lab, emulator, k
     alive_and_pluggable(vm, source)
 
 
-def test_an_eject_that_nobody_asked_for_is_followed_through(lab, emulator):
-    """What a guest does that powers its slot off: the emulator is told so directly, at the guest's port."""
+@pytest.mark.qemu
+def test_a_guest_that_powers_its_slot_off_is_followed_and_guarded(lab):
+    """The guest's store to the eject port (QEMU, docs/specs/acpi_pci_hotplug) is made by the monitor here."""
+    both = sources(lab)
+    lab.peer("me", connect=both["doorbell"])
+    vm = start(lab, "qemu")
+    for kind, slot, guards in (("doorbell", 9, 4), ("plain", 10, 0)):
+        device = vm.plug(both[kind], bus=slot)
+        device.wait_seen()
+        before = vm.guards
+        vm.execute("human-monitor-command", **{"command-line": f"o /4 0xae08 {1 << slot:#x}"})
+        wait_absent(device)
+        assert "device_del" not in [step.command["execute"] for step in device.steps if step.command]
+        assert device.steps[-1].error == ""
+        assert vm.guards - before >= guards
+    assert len(both["doorbell"].peers) == 1
+    alive_and_pluggable(vm, both["doorbell"])
+
+
+def test_a_device_asked_for_behind_our_back_is_followed_through(lab, emulator):
     both = sources(lab)
     vm = start(lab, emulator, answers=False)
     devices = [vm.plug(both["doorbell"]), vm.plug(both["plain"])]
-    for device in devices:  # past us: the lab learns of it by the event alone
+    for device in devices:  # the lab learns of it by the event alone
         vm.execute("device_del", id=device.device_id)
     vm.execute("system_reset")
     for device in devices:
@@ -397,10 +415,9 @@ def test_a_pc_takes_thirty_devices_and_says_when_it_is_full(lab, emulator):
     assert vm.plug(frame).place == "pci.0 slot 0x06"
 
 
-@pytest.mark.qemu
-def test_a_q35_takes_one_device_for_each_root_port(lab):
+def test_a_q35_takes_one_device_for_each_root_port(lab, emulator):
     both = sources(lab)
-    vm = start(lab, "qemu", answers=False, machine="q35", root_ports=3)
+    vm = start(lab, emulator, answers=False, machine="q35", root_ports=3)
     first = vm.plug(both["plain"], bus="rp1")
     second = vm.plug(both["doorbell"])
     third = vm.plug(both["plain"])
@@ -419,8 +436,7 @@ def test_a_q35_takes_one_device_for_each_root_port(lab):
     assert vm.devices == []
 
 
-@pytest.mark.qemu
-def test_a_q35_without_root_ports_says_what_to_define(lab):
-    vm = start(lab, "qemu", answers=False, machine="q35", root_ports=0)
+def test_a_q35_without_root_ports_says_what_to_define(lab, emulator):
+    vm = start(lab, emulator, answers=False, machine="q35", root_ports=0)
     with pytest.raises(VmError, match="define a q35 VM with root_ports=4"):
         vm.plug(lab.memory("frame", "1M"))

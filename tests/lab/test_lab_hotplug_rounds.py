@@ -70,6 +70,7 @@ def go_round(vm, source, *, guest_answers):
     ("emulator", "machine"),
     [
         ("unicorn", "pc"),
+        ("unicorn", "q35"),
         pytest.param("qemu", "pc", marks=pytest.mark.qemu),
         pytest.param("qemu", "q35", marks=pytest.mark.qemu),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 
@@ -39,6 +40,20 @@ def test_only_the_file_descriptors_that_were_passed_are_inherited(tmp_path):
         fds = set(map(int, said.strip("[]").split(", ")))
         assert kept.fileno() in fds
         assert other.fileno() not in fds
+
+
+def test_it_may_open_as_many_files_as_the_hard_limit_allows():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard > 200
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        limit = "resource.getrlimit(resource.RLIMIT_NOFILE)"
+        # It begins with ours; what it is raised to may arrive a moment later.
+        waits = f"import resource\nwhile {limit} != ({hard}, {hard}): pass\nprint('raised')"
+        said, _ = output_of([sys.executable, "-I", "-S", "-c", waits])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert said == "raised"
 
 
 def test_it_is_pinned_and_the_thread_that_started_it_is_not():

@@ -106,10 +106,10 @@ def test_a_refused_command_has_the_machines_words_and_a_hint_and_the_machine_liv
     asyncio.run(test())
 
 
-@pytest.mark.qemu
-def test_a_q35_says_that_its_first_bus_takes_nothing_later():
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_q35_says_that_its_first_bus_takes_nothing_later(kind):
     async def test():
-        vm = Vm(Machine("x", machine="q35"), find_emulator("qemu"))
+        vm = Vm(Machine("x", machine="q35"), find_emulator(kind))
         try:
             await vm.launch()
             await vm.execute("object-add", **backend("m"))
