@@ -18,6 +18,7 @@ from server_tools import Client, until
 from ivshmem_lab.ipc.memory import SharedMemory
 from ivshmem_lab.server.policy import Admission
 from ivshmem_lab.server.server import Server
+from ivshmem_lab.server.statefile import StateFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,7 @@ NAMES = ["", "", "red", "blue"]
 
 
 class Views(RuleBasedStateMachine):
-    """Clients join, read late or never, leave politely or not, and come back; some are shielded."""
+    """Clients join, read late or never, leave politely or not, and come back; some are shielded; so does the server."""
 
     clients = Bundle("clients")
 
@@ -66,6 +67,8 @@ class Views(RuleBasedStateMachine):
 
     @rule(peer_id=consumes(clients), how=st.sampled_from(["close", "shutdown", "garbage"]))
     def leave(self, peer_id: int, how: str) -> None:
+        if peer_id not in self.there:  # the server went in the meantime
+            return
         client = self.there.pop(peer_id)
         self.shielded.pop(peer_id, None)
         if how == "shutdown":
@@ -80,7 +83,28 @@ class Views(RuleBasedStateMachine):
     @rule(peer_id=clients)
     def read(self, peer_id: int) -> None:
         """The others stay slow."""
-        self.compare(peer_id)
+        if peer_id in self.there:
+            self.compare(peer_id)
+
+    @rule(killed=st.booleans())
+    def server_comes_back(self, killed: bool) -> None:
+        """All connections end; who joins again under a lease is who he was."""
+        state = self.server.export_state()
+        if killed:  # what a server that had no time to say anything left on disk
+            file = StateFile(str(self.directory / "state"))
+            file.create(state)
+            loaded = file.load()
+            assert loaded is not None
+            assert self.next_id < loaded.next_id <= self.next_id + 64
+            state, self.next_id = loaded, loaded.next_id
+        self.runner.run(self.server.close())
+        for client in self.there.values():
+            self.runner.run(asyncio.wait_for(client.until_end(), 3))
+            client.close()
+        self.there.clear()
+        self.shielded.clear()
+        self.server = Server(self.directory / "s", self.memory, VECTORS, state=state)
+        self.runner.run(self.server.start())
 
     @rule()
     def server_gives_up_the_absent(self) -> None:
