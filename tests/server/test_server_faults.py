@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,12 +38,12 @@ from ivshmem_lab.server.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from ivshmem_lab.server.events import FaultPlan, ServerEvent
     from ivshmem_lab.server.faults import Fault
 
 LIMIT_S = 20.0
+GUIDE = Path(__file__).parents[2] / "docs" / "server.md"
 
 
 @contextlib.contextmanager
@@ -235,6 +237,25 @@ def test_every_fault_is_documented_and_can_be_asked_for(fault: Fault) -> None:
     for words in (fault.does, fault.symptom, fault.qemu):
         assert len(words) > 20
         assert words in printed
+
+
+def test_guide_has_the_same_table_of_faults() -> None:
+    harm = {True: "**harms it**: ", False: ""}
+    rows = [
+        f"| `{each.name}` | {each.does} | {each.symptom} | {harm[each.harms_qemu]}{each.qemu} |" for each in CATALOGUE
+    ]
+    assert (
+        GUIDE.read_text()
+        .partition("## Wrong on purpose")[2]
+        .partition("|---|---|---|---|\n")[2]
+        .startswith("\n".join(rows) + "\n\n")
+    )
+
+
+def test_tests_that_the_guide_names_exist() -> None:
+    named = set(re.findall(r"`(test_\w+\.py)`", GUIDE.read_text()))
+    assert len(named) > 5
+    assert named <= {path.name for path in GUIDE.parents[1].glob("tests/*/*.py")}
 
 
 @pytest.mark.parametrize(
