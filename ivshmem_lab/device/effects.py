@@ -23,6 +23,12 @@ class SendMsi(NamedTuple):
     data: int
 
 
+class SetIntx(NamedTuple):
+    """Raise or lower the function's interrupt pin (PCI 3.0, section 2.2.6)."""
+
+    level: bool
+
+
 class MapBar(NamedTuple):
     """Show a BAR at an address, or hide it when the address is None."""
 
@@ -30,5 +36,5 @@ class MapBar(NamedTuple):
     address: int | None
 
 
-Effect = RingDoorbell | SendMsi | MapBar
+Effect = RingDoorbell | SendMsi | SetIntx | MapBar
 Effects = tuple[Effect, ...]

@@ -78,6 +78,8 @@ class Ivshmem(PciFunction):
     (RingDoorbell(peer_id=7, vector=0),)
     """
 
+    attached = True
+    """The shared memory is there."""
     REVISION = 1
     PIN = 0
     MEANINGS: ClassVar[dict[str, str]] = {}

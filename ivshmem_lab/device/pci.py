@@ -32,9 +32,11 @@ COMMAND_IO = 0x0001
 COMMAND_MEMORY = 0x0002
 COMMAND_MASTER = 0x0004
 COMMAND_SERR = 0x0100
+COMMAND_INTX_DISABLE = 0x0400
 COMMAND_WRITABLE = 0x0507
 """IO, MEMORY, MASTER, SERR and INTx disable: what QEMU 7.2 lets software set."""
 
+STATUS_INTERRUPT = 0x0008
 STATUS_CAPABILITIES = 0x0010
 
 QUMRANET_VENDOR = 0x1AF4
@@ -265,6 +267,10 @@ class PciFunction:
         """Read from a BAR that is registers; a function without registers reads ones."""
         del bar, offset
         return (1 << 8 * size) - 1
+
+    def after_read(self) -> Effects:
+        """Return what the last read of a BAR has changed, for functions with an interrupt pin."""
+        return ()
 
     def write_bar(self, bar: int, offset: int, size: int, value: int) -> Effects:
         """Write to a BAR that is registers."""

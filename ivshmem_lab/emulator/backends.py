@@ -13,7 +13,7 @@ from ..errors import SharedMemoryError
 from ..ipc.memory import SharedMemory
 from ..keyval import parse_switch
 from ..units import PAGE_BYTES, format_size, parse_size
-from .qmp import QmpError
+from .qmp import DEVICE_NOT_FOUND, QmpError
 
 KINDS = ("memory-backend-file", "memory-backend-memfd", "memory-backend-ram")
 
@@ -101,6 +101,18 @@ def open_backend(properties: dict[str, str]) -> MemoryBackend:
         raise
     shared.close()
     return MemoryBackend(kind, object_id, size_bytes, share, private, None)
+
+
+def find_memdev(backends: dict[str, MemoryBackend], name: str | None) -> MemoryBackend:
+    """Find a backend that no device uses yet; the texts are QEMU's."""
+    if name is None:
+        raise QmpError("You must specify a 'memdev'")
+    backend = backends.get(name)
+    if backend is None:
+        raise QmpError(f"Device '{name}' not found", DEVICE_NOT_FOUND)
+    if backend.used_by is not None:
+        raise QmpError(f"can't use already busy memdev: {name}")
+    return backend
 
 
 def anonymous_memory(size_bytes: int) -> mmap.mmap:

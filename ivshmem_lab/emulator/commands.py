@@ -282,6 +282,9 @@ class _Commands:
             "parent_bus": ("link<bus>", self._bus_path(plugged.bus)),
             "master": ("OnOffAuto", "on" if carries_memory(pairs, plugged.device.peer_id) else "off"),
         }
+        if pairs["driver"] == "ivshmem":
+            del node["master"]
+            return node | {name: ("str", text) for name, text in pairs.items() if name not in (*node, "driver", "id")}
         if plugged.device.msix is None:
             return {**node, "memdev": ("link<memory-backend>", f"/objects/{pairs['memdev']}")}
         return {

@@ -16,11 +16,12 @@ from ..keyval import parse_switch
 from ..pc.bridges import BRIDGES
 from ..pc.machine import Hooks, Machine
 from ..units import check_memory_size
-from .backends import MemoryBackend, anonymous_memory, open_backend
+from .backends import MemoryBackend, anonymous_memory, find_memdev, open_backend
 from .bridges import add_bridge, find_bus
 from .chardev import Chardev, SerialLine, open_chardev
 from .cpu import UnicornCpu
 from .kernel import read_kernel
+from .legacy import LegacyDevices, quirks, server_chardev
 from .link import MemoryLink, ServerLink, shake_hands
 from .migration.manager import Migration
 from .properties import check_identifier, check_names, given, named, number, slot_number
@@ -93,6 +94,7 @@ class Emulator:
         self.machine = Machine(self.cpu, memoryview(self._ram), kernel, hooks, is_q35=options.machine == "q35")
         self.cpu.attach(self.machine, whole_machine=True)
         self.migration = Migration(self)
+        self.legacy = LegacyDevices(self)
 
     async def start(self) -> None:
         """Open everything that the command line names, and start the vCPU's thread."""
@@ -120,6 +122,7 @@ class Emulator:
     async def close(self) -> None:
         """End the vCPU's thread and give everything back."""
         await self.migration.close()
+        await self.legacy.close()
         self.runner.end()
         if self._serial is not None:
             await self._serial.drain()
@@ -128,6 +131,7 @@ class Emulator:
             if isinstance(link, ServerLink):
                 link.close()
         self.runner.close()
+        self.legacy.release()
         for backend in self.backends.values():
             backend.close()
         for chardev in self.chardevs.values():
@@ -226,13 +230,15 @@ class Emulator:
         master = pairs.pop("master", "off")
         if master not in ("on", "off", "auto"):
             raise QmpError(f"Parameter 'master' does not accept value '{master}'")
-        if driver == "ivshmem-plain":
-            backend = self._memdev(pairs)
+        if driver == "ivshmem":
+            await self.legacy.add(device_id, pairs, (slot, bus))
+        elif driver == "ivshmem-plain":
+            backend = find_memdev(self.backends, pairs.pop("memdev", None))
             self.migration.check_migratable(master, 0)
             device = Ivshmem(check_memory_size(backend.size_bytes, f"memdev {backend.object_id}"))
             backend.used_by = device_id
             try:
-                await self._plug(device_id, device, MemoryLink(backend.map), slot, bus)
+                await self.plug(device_id, device, MemoryLink(backend.map), slot, bus)
             except BaseException:
                 backend.used_by = None
                 raise
@@ -249,17 +255,6 @@ class Emulator:
             raise QmpError(f"Duplicate device ID '{device_id}'")
         return device_id
 
-    def _memdev(self, pairs: dict[str, str]) -> MemoryBackend:
-        name = pairs.pop("memdev", None)
-        if name is None:
-            raise QmpError("You must specify a 'memdev'")
-        backend = self.backends.get(name)
-        if backend is None:
-            raise QmpError(f"Device '{name}' not found", DEVICE_NOT_FOUND)
-        if backend.used_by is not None:
-            raise QmpError(f"can't use already busy memdev: {name}")
-        return backend
-
     async def _add_doorbell(
         self, device_id: str, pairs: dict[str, str], slot: int | None, bus: PciBus, master: str
     ) -> None:
@@ -268,38 +263,37 @@ class Emulator:
         if name is None:
             raise QmpError("You must specify a 'chardev'")
         vectors = number(pairs.pop("vectors", "1"), "vectors")
-        parse_switch(pairs.pop("ioeventfd", "on"), "ioeventfd")
+        ioeventfd = parse_switch(pairs.pop("ioeventfd", "on"), "ioeventfd")
         if not 1 <= vectors <= MAX_VECTORS:
             raise QmpError(
                 f"Failed to initialize interrupts: The number of MSI-X vectors is invalid (1 to {MAX_VECTORS})"
             )
-        chardev = self.chardevs.get(name)
-        if chardev is None:
-            raise QmpError(f"Property '{driver}.chardev' can't find value '{name}'")
-        if chardev.used_by is not None:
-            raise QmpError(f"Property '{driver}.chardev' can't take value '{name}': Device '{name}' is in use")
-        if chardev.sock is None or chardev.listening:
-            raise QmpError(f"chardev '{name}' is no connection to an ivshmem server: use socket,path=SERVER")
+        chardev, sock = server_chardev(self.chardevs, driver, name)
+        shown = quirks(pairs, driver)
         chardev.used_by = device_id
-        link = ServerLink(chardev.sock, vectors)
+        link = ServerLink(sock, vectors)
         try:
-            await shake_hands(link, chardev.sock)
+            await shake_hands(link, sock)
             if master == "on" and link.peer_id:
                 raise QmpError("master must connect to the server before any peers")
             self.migration.check_migratable(master, link.peer_id)
-            device = Ivshmem(link.memory_bytes, vectors=vectors, peer_id=link.peer_id)
-            await self._plug(device_id, device, link, slot, bus)
+            device = Ivshmem(
+                link.memory_bytes, vectors=vectors, peer_id=link.peer_id, ioeventfd=ioeventfd, quirks=shown
+            )
+            await self.plug(device_id, device, link, slot, bus)
         except BaseException:
             link.close()
             chardev.used_by = None
             raise
 
-    async def _plug(
+    async def plug(
         self, device_id: str, device: Ivshmem, link: MemoryLink | ServerLink, slot: int | None, bus: PciBus
     ) -> None:
+        """Put a device with the world behind it into the machine."""
+
         def plug() -> None:
             self.machine.add_device(device_id, device, link, slot, hotplugged=self._started, bus=bus)
-            if isinstance(link, ServerLink):
+            if isinstance(link, ServerLink) and link.ready:
                 link.attach(device, self.runner.events, lambda vector: self.machine.event(device, vector))
 
         try:
@@ -336,11 +330,12 @@ class Emulator:
         self.runner.events.post(lambda: self._gone(device_id, link))
 
     def _gone(self, device_id: str, link: MemoryLink | ServerLink) -> None:
-        if isinstance(link, ServerLink):
+        if isinstance(link, ServerLink) and link.ready:
             link.close()
         self.loop.call_soon_threadsafe(self._release, device_id)
 
     def _release(self, device_id: str) -> None:
+        self.legacy.release(device_id)
         self.properties.pop(device_id, None)
         self._patience.pop(device_id, None)
         holders: list[MemoryBackend | Chardev] = [*self.backends.values(), *self.chardevs.values()]

@@ -96,6 +96,11 @@ class ServerLink:
         return self._shared.map
 
     @property
+    def ready(self) -> bool:
+        """The handshake is done: id and memory are there."""
+        return self._protocol.ready and self._shared is not None
+
+    @property
     def memory_bytes(self) -> int:
         """Size of the shared memory."""
         assert self._shared is not None
@@ -261,9 +266,9 @@ class ServerLink:
             self._shared = None
 
 
-async def shake_hands(link: ServerLink, sock: socket.socket) -> None:
+async def shake_hands(link: ServerLink, sock: socket.socket, timeout_s: float = HANDSHAKE_S) -> None:
     """Let a link's handshake block a thread of its own; it ends at once when nobody waits for it any more."""
-    handshake = asyncio.ensure_future(asyncio.to_thread(link.handshake))
+    handshake = asyncio.ensure_future(asyncio.to_thread(link.handshake, timeout_s))
     try:
         await asyncio.shield(handshake)
     except asyncio.CancelledError:

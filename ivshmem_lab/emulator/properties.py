@@ -21,7 +21,8 @@ IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _PCI = ("addr", "bus", "master")
 PROPERTIES = {
     "ivshmem-plain": (*_PCI, "memdev"),
-    "ivshmem-doorbell": (*_PCI, "chardev", "vectors", "ioeventfd"),
+    "ivshmem-doorbell": (*_PCI, "chardev", "vectors", "ioeventfd", "x-quirks"),
+    "ivshmem": ("addr", "bus", "size", "shm", "chardev", "msi", "ioeventfd", "vectors", "role", "use64", "x-quirks"),
     "isa-debug-exit": ("iobase", "iosize"),
     "pcie-root-port": ("addr", "bus", "chassis", "slot"),
     "pcie-pci-bridge": ("addr", "bus"),

@@ -21,7 +21,7 @@ def available() -> list[str]:
     """Name the prebuilt guest programs, sorted.
 
     >>> available()
-    ['echo', 'migrant', 'pingpong', 'probe', 'stream']
+    ['echo', 'intx', 'migrant', 'pingpong', 'probe', 'stream']
     """
     return sorted(elf.stem for elf in _PREBUILT.glob("*.elf"))
 

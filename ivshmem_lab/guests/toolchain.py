@@ -23,7 +23,7 @@ SOURCES = Path(__file__).parent / "src"
 PREBUILT = Path(__file__).parent / "elf"
 MANIFEST = PREBUILT / "manifest.json"
 
-PROGRAMS = ("probe", "pingpong", "stream", "echo", "migrant")
+PROGRAMS = ("probe", "pingpong", "stream", "echo", "migrant", "intx")
 
 FLAGS = (
     *("-m32", "-march=i686", "-msse2", "-O2", "-Wall", "-Wextra"),

@@ -11,12 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..device.effects import Effects, MapBar, RingDoorbell, SendMsi
+from ..device.effects import Effects, MapBar, RingDoorbell, SendMsi, SetIntx
 from ..device.ivshmem import MEMORY_BAR, MSIX_BAR, Ivshmem
+from ..device.pci import INTERRUPT_LINE
 from ..errors import DeviceError
 from . import lapic
 from .bridges import PciBridge
-from .bus import PAGE_BYTES, MmioBus, PortBus, Range
+from .bus import PAGE_BYTES, MmioBus, PortBus, Range, Read
 from .hostbridge import PciBus, RootBus
 
 if TYPE_CHECKING:
@@ -160,12 +161,18 @@ class Board:
                 self._links[function].ring(effect.peer_id, effect.vector)
             elif isinstance(effect, SendMsi):
                 self.message(effect.address, effect.data)
+            elif isinstance(effect, SetIntx):
+                self.set_intx(function, effect.level)
             elif effect.address is None:
                 self._hide(function, effect.bar)
             else:
                 self._show(function, effect)
         if isinstance(function, PciBridge):
             self._pass_through(function)
+
+    def set_intx(self, function: PciFunction, level: bool) -> None:
+        """Drive a function's interrupt pin; a board without an interrupt controller for it leaves it alone."""
+        del function, level
 
     def message(self, address: int, data: int) -> None:
         """Deliver an interrupt message: to the local APIC, or as the plain store that it is elsewhere."""
@@ -242,7 +249,7 @@ class Board:
             shown = Range(
                 address,
                 bar.size_bytes,
-                lambda offset, size: function.read_bar(effect.bar, offset, size),
+                self._reader(function, effect.bar),
                 lambda offset, size, value: self.act(function, function.write_bar(effect.bar, offset, size, value)),
                 8 if effect.bar == MSIX_BAR else 4,
             )
@@ -267,6 +274,18 @@ class Board:
                     self._hide(function, index)
                     if not self._place(function, effect := MapBar(index, address)):
                         self._covered[function, index] = effect
+
+    def _reader(self, function: PciFunction, bar: int) -> Read:
+        """Return what reads a BAR; only functions with an interrupt pin can have news after a read."""
+
+        def read(offset: int, size: int) -> int:
+            value = function.read_bar(bar, offset, size)
+            self.act(function, function.after_read())
+            return value
+
+        if function.read_config(INTERRUPT_LINE + 1, 1):
+            return read
+        return lambda offset, size: function.read_bar(bar, offset, size)
 
     def _hide(self, function: PciFunction, bar: int) -> None:
         self._covered.pop((function, bar), None)

@@ -13,6 +13,7 @@ from ..device.effects import Effects
 from ..device.pci import Bar, PciFunction
 from ..errors import DeviceError
 from .bus import Range, ones
+from .piix import Piix3
 
 CONFIG_ADDRESS = 0xCF8
 RESET_CONTROL = 1
@@ -182,9 +183,16 @@ class RootBus(PciBus):
             self._act(function, function.reset())
 
 
-def chipset() -> list[tuple[int, int, PciFunction]]:
-    """Return the functions that every ``-machine pc`` has: (slot, function number, function)."""
+def chipset(isa: Piix3 | None = None) -> list[tuple[int, int, PciFunction]]:
+    """Return the functions that every ``-machine pc`` has: (slot, function number, function).
+
+    Parameters
+    ----------
+    isa
+        The ISA bridge whose routing reaches an interrupt controller; None for one that reaches none.
+    """
     return [
+        (1, 0, isa or Piix3(lambda irq, level: None)),
         (
             0,
             0,
@@ -196,20 +204,6 @@ def chipset() -> list[tuple[int, int, PciFunction]]:
                 class_code=0x0600,
                 initial={0x57: b"\x04", 0x72: b"\x02"},
                 writable={0x58: b"\xff" * 8, 0x72: b"\x08"},
-            ),
-        ),
-        (
-            1,
-            0,
-            PciFunction(
-                "PIIX3",
-                vendor=INTEL,
-                device=0x7000,
-                class_code=0x0601,
-                status=0x0200,
-                header_type=0x80,
-                initial={0x4C: b"\x4d\x00\x03", 0x60: b"\x80\x80\x80\x80", 0x69: b"\x02", 0x70: b"\x80"},
-                writable={0x60: b"\xff\xff\xff\xff"},
             ),
         ),
         (

@@ -2,12 +2,15 @@
 
 Ref: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3, chapter "Advanced Programmable
 Interrupt Controller (APIC)": 10.4 (registers), 10.8 (handling interrupts), 10.11 (message signalled interrupts).
-One CPU; no timer, no I/O APIC, no start-up messages.
+One CPU; no timer, no I/O APIC, no start-up messages. LINT0 takes the 8259 pair (virtual wire mode).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .pic import Pic
 
 BASE = 0xFEE00000
 SIZE = 0x1000
@@ -19,7 +22,8 @@ BROADCAST = 0xFF
 ID, VERSION_AT, TPR, PPR, EOI, LDR, DFR, SVR = 0x20, 0x30, 0x80, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0
 ISR, TMR, IRR, ESR, ICR_LOW, ICR_HIGH = 0x100, 0x180, 0x200, 0x280, 0x300, 0x310
 LVT_FIRST, LVT_LAST = 0x320, 0x370
-MASKED = 0x10000
+LINT0 = 0x350
+MASKED, MODE_MASK, EXTERNAL_MODE = 0x10000, 0x700, 0x700
 
 
 class Lapic:
@@ -34,6 +38,9 @@ class Lapic:
     def __init__(self, apic_id: int = 0) -> None:
         self.apic_id = apic_id
         self.requested = 0
+        """Requested vectors as bits; bit 0, which is no vector, while the 8259 pair wants the CPU (LINT0, ExtINT)."""
+        self.external: Pic | None = None
+        self._external = False
         self._in_service = 0
         self._priority = 0
         self._spurious = 0xFF
@@ -48,11 +55,23 @@ class Lapic:
         self._spurious = 0xFF
         self._logical, self._format = 0, 0xFFFFFFFF
         self._scratch = dict.fromkeys(range(LVT_FIRST, LVT_LAST + 1, 0x10), MASKED)
+        # The boot processor's LINT0 lets the 8259 through, as firmware leaves it (QEMU 7.2 at reset).
+        self._scratch[LINT0] = EXTERNAL_MODE
+        self._take_external()
+
+    def set_external(self, level: bool) -> None:
+        """Take the level of the 8259 pair's output (virtual wire mode, SDM 10.1)."""
+        self._external = level
+        self._take_external()
+
+    def _take_external(self) -> None:
+        lets_through = self._scratch[LINT0] & (MASKED | MODE_MASK) == EXTERNAL_MODE
+        self.requested = self.requested & ~1 | (self._external and lets_through)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as plain values."""
         return {
-            "requested": self.requested,
+            "requested": self.requested & ~1,
             "in_service": self._in_service,
             "priority": self._priority,
             "spurious": self._spurious,
@@ -63,7 +82,7 @@ class Lapic:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `snapshot` returned."""
-        self.requested = state["requested"] & (1 << 256) - 1
+        self.requested = state["requested"] & (1 << 256) - 2
         self._in_service = state["in_service"] & (1 << 256) - 1
         self._priority = state["priority"] & 0xFF
         self._spurious = state["spurious"] & 0x1FF
@@ -72,6 +91,7 @@ class Lapic:
         for offset, value in state["scratch"]:
             if offset in (ICR_LOW, ICR_HIGH) or LVT_FIRST <= offset <= LVT_LAST:
                 self._scratch[offset] = value & 0xFFFFFFFF
+        self._take_external()
 
     # -- messages and the CPU ------------------------------------------------------------------------
 
@@ -90,13 +110,22 @@ class Lapic:
 
     def pending(self) -> int | None:
         """Return the vector that may interrupt the CPU now, or None."""
-        if not self.requested or not self._spurious & ENABLED:
+        vector = self._own_pending()
+        if vector is None and self.requested & 1 and self.external is not None:
+            return self.external.pending()
+        return vector
+
+    def _own_pending(self) -> int | None:
+        if self.requested < 2 or not self._spurious & ENABLED:
             return None
         vector = self.requested.bit_length() - 1
         return vector if vector >> 4 > self._processor_priority() >> 4 else None
 
     def acknowledge(self, vector: int) -> None:
-        """Move a vector from requested to in service: the CPU takes it."""
+        """Let the CPU take a vector: ours moves from requested to in service, the 8259 pair is told of its own."""
+        if self.external is not None and self._own_pending() is None:
+            self.external.acknowledge()
+            return
         bit = 1 << vector
         self.requested &= ~bit
         self._in_service |= bit
@@ -114,7 +143,7 @@ class Lapic:
         if ISR <= offset < ESR:
             word = offset >> 4 & 7
             block = offset & ~0x7F
-            bits = self._in_service if block == ISR else self.requested if block == IRR else 0
+            bits = self._in_service if block == ISR else self.requested & ~1 if block == IRR else 0
             return bits >> 32 * word & 0xFFFFFFFF
         values = {
             ID: self.apic_id << 24,
@@ -147,6 +176,8 @@ class Lapic:
             self._send(value)
         elif offset == ICR_HIGH or LVT_FIRST <= offset <= LVT_LAST:
             self._scratch[offset] = value
+            if offset == LINT0:
+                self._take_external()
 
     def _send(self, command: int) -> None:
         """Carry out an inter-processor interrupt; there is one processor."""

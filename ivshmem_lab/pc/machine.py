@@ -13,6 +13,8 @@ from .board import Board, Link, Mapping
 from .bus import Range
 from .hostbridge import PciBus, chipset
 from .irq_inputs import IrqInputs
+from .pic import Pic
+from .piix import Piix3
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from .bridges import PciBridge
     from .cpu import Cpu
 
-LATCH_PORTS = (0x20, 0x21, 0xA0, 0xA1, 0x80)
+LATCH_PORTS = (0x80,)
 IDLE = b"\xfa\xf4\xeb\xfd"
 IDLE_ADDRESS = 0x7C00
 """Without a kernel the CPU rests here: ``cli; hlt; jmp`` back to the hlt."""
@@ -45,7 +47,7 @@ class Hooks:
 
 @dataclass(slots=True)
 class _Latch:
-    """Ports that only remember what was written: interrupt controller masks, the POST port."""
+    """Ports that only remember what was written: the POST port."""
 
     value: int = 0xFF
 
@@ -109,8 +111,13 @@ class Machine(Board):
         """Buses by name."""
         self.bridges: dict[str, PciBridge] = {}
         """Bridges by id."""
-        for slot, number, function in q35.chipset() if is_q35 else chipset():
+        self.pic = Pic(self.lapic.set_external)
+        self.lapic.external = self.pic
+        self.piix = None if is_q35 else Piix3(self.pic.set_irq)
+        for slot, number, function in chipset(self.piix) if self.piix else q35.chipset():
             self.pci.plug(function, slot, number)
+        for ports in self.pic.ranges():
+            self.ports.add(ports)
         self.ports.add(Range(uart.COM1, uart.PORTS, self.uart.read, self.uart.write))
         base = acpi_hotplug.BASE_Q35 if is_q35 else acpi_hotplug.BASE
         self.ports.add(Range(base, acpi_hotplug.SIZE, self.hotplug.read, self.hotplug.write))
@@ -135,6 +142,20 @@ class Machine(Board):
                 lambda offset, size, value: self.hooks.debug_exit((value << 1 | 1) & 0xFF),
             )
         )
+
+    # -- INTx ----------------------------------------------------------------------------------------
+
+    def set_intx(self, function: PciFunction, level: bool) -> None:
+        """Drive a function's INTA: through the PIIX3's routing to the interrupt controller (bus 0 of a ``pc``)."""
+        slot = next((slot for slot, _, other in self.pci if other is function), None)
+        if slot is not None and self.piix is not None:
+            self.piix.set_intx(slot, level)
+
+    def unplug(self, slot: int, bus: PciBus | None = None) -> PciFunction:
+        """Take the device out of a slot; BARs and interrupt pin go with it."""
+        if self.piix is not None and bus in {None, self.pci}:
+            self.piix.set_intx(slot, False)
+        return super().unplug(slot, bus)
 
     # -- devices -------------------------------------------------------------------------------------
 
@@ -272,7 +293,13 @@ class Machine(Board):
             latch.value = value & 0xFF
 
     def _parts(self) -> dict[str, Any]:
-        return {"lapic": self.lapic, "uart": self.uart, "hotplug": self.hotplug, "pci": self.pci}
+        return {
+            "lapic": self.lapic,
+            "uart": self.uart,
+            "hotplug": self.hotplug,
+            "pci": self.pci,
+            "pic": self.pic,
+        }
 
     # -- power ---------------------------------------------------------------------------------------
 
@@ -281,6 +308,7 @@ class Machine(Board):
         for number, slot in self.hotplug.waiting():
             self._ejected(number, slot)
         super().reset()
+        self.pic.reset()
         self.uart.reset()
         self.fw_cfg.reset()
         self.hotplug.reset()
@@ -294,6 +322,10 @@ class Machine(Board):
             Where and how the CPU begins.
         """
         firmware.assign_all(self, firmware.Allocator(max(firmware.WINDOW_START, len(self.ram))))
+        if self.piix is not None:
+            behind = [plugged for plugged in self.peripherals.values() if plugged.bus is self.pci]
+            self.piix.set_up({plugged.slot: plugged.device for plugged in behind})
+        self.pic.set_up()
         if self.kernel is None:
             self.ram[IDLE_ADDRESS : IDLE_ADDRESS + len(IDLE)] = IDLE
             return multiboot.Start(IDLE_ADDRESS, 0, 0)

@@ -45,7 +45,7 @@ def _peers(emulator: Emulator) -> list[str]:
     return [
         device_id
         for device_id, plugged in emulator.machine.peripherals.items()
-        if not carries_memory(emulator.properties[device_id], plugged.device.peer_id)
+        if not plugged.device.attached or not carries_memory(emulator.properties[device_id], plugged.device.peer_id)
     ]
 
 
