@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ivshmem_lab.device.ivshmem import Ivshmem
+from ivshmem_lab.device.legacy import LegacyIvshmem
 from ivshmem_lab.device.pci import COMMAND
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ def lspci(device: Ivshmem, path: Path) -> str:
     [
         (Ivshmem(MIB), 1, (), ("Region 1", "MSI-X", "Interrupt: pin")),
         (Ivshmem(MIB, vectors=3), 1, (TABLE, *MSIX), ("Interrupt: pin",)),
+        (LegacyIvshmem(MIB, server=True, vectors=3), 0, (TABLE, *MSIX, "Interrupt: pin A"), ()),
+        (LegacyIvshmem(MIB, server=True, msi=False), 0, ("Interrupt: pin A",), ("Region 1", "MSI-X")),
     ],
-    ids=["plain", "doorbell"],
+    ids=["plain", "doorbell", "legacy", "legacy with INTx"],
 )
 def test_lspci_names_the_device_and_finds_bars_and_msi_x(
     device: Ivshmem, revision: int, lines: tuple[str, ...], absent: tuple[str, ...], tmp_path: Path
