@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 
 from ..ipc.eventfd import take
 from ..ipc.parcels import Parcel
 from ..wire.messages import MESSAGE_BYTES, encode
+
+_COUNT = re.compile(rb"^eventfd-count: *([0-9a-f]+)$", re.MULTILINE)
 
 
 class SharedFd:
@@ -52,3 +55,10 @@ def new_eventfd() -> SharedFd:
 def drain_eventfd(fd: SharedFd) -> int:
     """Set an interrupt line's counter to 0; return what it was."""
     return take(fd.fd)
+
+
+def rings_waiting(fd: SharedFd) -> int:
+    """Return an interrupt line's counter without taking it (proc(5), fdinfo: hexadecimal)."""
+    with open(f"/proc/self/fdinfo/{fd.fd}", "rb", buffering=0) as info:  # noqa: PTH123 -- half the time of Path
+        found = _COUNT.search(info.read(4096))
+    return 0 if found is None else int(found[1], 16)

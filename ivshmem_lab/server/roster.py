@@ -35,6 +35,7 @@ class Counters:
     joins: int = 0
     leaves: int = 0
     lease_returns: int = 0
+    rings_discarded: int = 0  # not taken by the holder of a lease before it came back
     withheld: int = 0
     messages: int = 0  # of those who left; see Roster.messages
     drops: Counter[str] = field(default_factory=Counter)
@@ -211,7 +212,7 @@ class Roster:
 
     def _come_back(self, connection: Connection, lease: Lease) -> None:
         for vector in lease.vectors:
-            drain_eventfd(vector)
+            self.counters.rings_discarded += drain_eventfd(vector)
         connection.vectors = lease.vectors
         connection.lease = lease
         self.leases.give_back(lease)

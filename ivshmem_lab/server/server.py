@@ -21,6 +21,7 @@ from .door import Door, allow_many_files, peers_that_fit
 from .events import PeerInfo, ServerEvent, ServerStarted
 from .listener import Listener
 from .outbox import Outbox
+from .packet import rings_waiting
 from .policy import Policy, check_memory_mode
 from .roster import Roster, Settings
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 MAX_VECTORS = 2048
 """Vectors of an MSI-X table (PCI specification), the most that a device can use."""
+
+_MOST_LOOKED_AT = 2048
+"""Vectors whose counters a status tells; with more of them, looking would keep the peers waiting (10 µs each)."""
 
 _DRAIN_LOOK_S = 0.005  # how often a drain looks whether the queues are empty
 
@@ -233,7 +237,13 @@ class Server:
         return self._door is not None
 
     def status(self) -> dict[str, Any]:
-        """Return what there is to know, as plain values that JSON can carry."""
+        """Return what there is to know, as plain values that JSON can carry.
+
+        A ring goes from peer to peer and past the server, which can see only those that the one who was rung has not
+        taken: `rings_waiting` of each peer (None when there are more than 2048 vectors). A guest that never takes
+        them has no handler, or masks them. Those that a lease's holder had not taken when it came back were
+        discarded, and are counted in `rings_discarded`.
+        """
         roster, counters = self._roster, self._roster.counters
         high_water = 0 if self._outbox is None else self._outbox.queue_high_water
         return {
@@ -244,7 +254,7 @@ class Server:
             "vectors": self.vectors,
             "open_files": self._limits[0],
             "peers_allowed": self._limits[1],
-            "peers": [_row(peer) for peer in self.peers.values()],
+            "peers": self._rows(),
             "leases_held": [
                 {"name": lease.name, "uid": lease.uid, "id": lease.peer_id} for lease in roster.leases.held()
             ],
@@ -252,6 +262,7 @@ class Server:
                 "joins": counters.joins,
                 "leaves": counters.leaves,
                 "lease_returns": counters.lease_returns,
+                "rings_discarded": counters.rings_discarded,
                 "messages": roster.messages,
                 "queue_high_water": high_water,
                 "refusals": counters.refusals,
@@ -259,6 +270,16 @@ class Server:
                 "withheld": counters.withheld,
             },
         }
+
+    def _rows(self) -> list[dict[str, Any]]:
+        connections = self._roster.connections
+        look = sum(len(each.vectors) for each in connections.values()) <= _MOST_LOOKED_AT
+        rows = []
+        for peer in self.peers.values():
+            row = dataclasses.asdict(peer)
+            waiting = sum(map(rings_waiting, connections[peer.peer_id].vectors)) if look else None
+            rows.append({"id": row.pop("peer_id"), **row, "rings_waiting": waiting})
+        return rows
 
     def __repr__(self) -> str:
         state = f"peers {', '.join(map(str, self.peers)) or 'none'}" if self._door is not None else "not listening"
@@ -282,8 +303,3 @@ def _info(connection: Connection, waiting: int) -> PeerInfo:
         None if connection.lease is None else connection.lease.name,
         connection.shielded,
     )
-
-
-def _row(peer: PeerInfo) -> dict[str, Any]:
-    row = dataclasses.asdict(peer)
-    return {"id": row.pop("peer_id"), **row}

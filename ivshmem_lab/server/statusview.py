@@ -65,11 +65,13 @@ def show_status(status: dict[str, Any]) -> str:
         lines.append(f"dropped {drops}")
     lines += [f"lease {held['name']} of uid {held['uid']} is kept: id {held['id']}" for held in status["leases_held"]]
     if status["peers"]:
-        lines.append(f"{'id':>6} {'pid':>8} {'uid':>6} {'role':<9} {'queued':>7}  lease")
+        lines.append(f"{'id':>6} {'pid':>8} {'uid':>6} {'role':<9} {'queued':>7} {'rings':>7}  lease")
     for peer in status["peers"]:
+        waiting = peer.get("rings_waiting")
+        rings = "?" if waiting is None else waiting
         shield = " (shielded)" if peer["shielded"] else ""
         lines.append(
-            f"{peer['id']:>6} {peer['pid']:>8} {peer['uid']:>6} {peer['role']:<9} {peer['queued']:>7}  "
+            f"{peer['id']:>6} {peer['pid']:>8} {peer['uid']:>6} {peer['role']:<9} {peer['queued']:>7} {rings:>7}  "
             f"{peer['lease'] or '-'}{shield}"
         )
     return "\n".join(lines)

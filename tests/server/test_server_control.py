@@ -15,7 +15,10 @@ import pytest
 from server_tools import LIMIT_S, open_fds, serving, until
 
 from ivshmem_lab.errors import ServerError
+from ivshmem_lab.server import server
 from ivshmem_lab.server.control import MOST_CLIENTS, MOST_LINE_BYTES, ControlSocket
+from ivshmem_lab.server.events import PeerDeparted
+from ivshmem_lab.server.statusview import show_status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +66,7 @@ def test_status_tells_peers_and_counters(tmp_path: Path) -> None:
                         "role": "peer",
                         "lease": "alice",
                         "shielded": False,
+                        "rings_waiting": 0,
                     }
                 ]
                 counters = status["counters"]
@@ -77,6 +81,33 @@ def test_status_tells_peers_and_counters(tmp_path: Path) -> None:
     asyncio.run(scenario())
     assert open_fds() == before
     assert not list(tmp_path.iterdir())
+
+
+def test_status_tells_rings_that_nobody_has_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path / "s", vectors=2) as watched:
+
+            def waiting() -> list[int | None]:
+                return [peer["rings_waiting"] for peer in watched.server.status()["peers"]]
+
+            with await watched.join({0: 2}) as alice:
+                with await watched.join({0: 2, 1: 2}, lease="bob") as bob:
+                    await alice.until_vectors({0: 2, 1: 2})
+                    os.eventfd_write(alice.fds[1][0], 3)
+                    os.eventfd_write(alice.fds[1][1], 20)
+                    assert waiting() == [0, 23]
+                    assert "     23  bob" in show_status(watched.server.status()).splitlines()[-1]
+                    assert os.eventfd_read(bob.fds[1][1]) == 20  # telling took nothing
+                    assert waiting() == [0, 3]
+                await watched.event(PeerDeparted)
+                with await watched.join({0: 2, 1: 2}, lease="bob"):
+                    assert waiting() == [0, 0]
+                    assert watched.server.status()["counters"]["rings_discarded"] == 3
+                    monkeypatch.setattr(server, "_MOST_LOOKED_AT", 3)
+                    assert waiting() == [None, None]
+                    assert "      ?  bob" in show_status(watched.server.status()).splitlines()[-1]
+
+    asyncio.run(scenario())
 
 
 def test_control_socket_is_private_and_is_refused_where_another_one_is(tmp_path: Path) -> None:
