@@ -34,9 +34,10 @@ _OTHERS = {
     "translate": "turn a QEMU command line with the legacy ivshmem device into one for today's QEMU",
     "trace": "draw what `ivshmem-server --trace FILE` recorded as a swim-lane, or replay it",
     "bench": "measure in one run: `bench server` (joining peers), `bench channel` (messages between two processes), "
-    "`bench device` (register accesses)",
+    "`bench device` (register accesses), `bench linux` (two Linux guests, with TCP beside)",
+    "linux": "unmodified Linux guests: `linux build` their image, `linux run` a command in one, copy the guest `tool`",
 }
-_BENCHES = ("server", "channel", "device")
+_BENCHES = ("server", "channel", "device", "linux")
 
 _DEMO = """\
 Start an ivshmem server, two PCs on our emulator, two on real QEMU where it is installed, and join them from this
@@ -167,6 +168,10 @@ def _other(words: Sequence[str]) -> int:
         from . import trace
 
         return trace.main(words[1:])
+    if words[0] == "linux":
+        from .lab import linux_cli
+
+        return linux_cli.main(words[1:])
     if len(words) < 2 or words[1] not in _BENCHES:
         given = f"{words[1]!r} is none of them" if len(words) > 1 else "none is given"
         if words[1:2] in (["-h"], ["--help"]):
@@ -175,9 +180,9 @@ def _other(words: Sequence[str]) -> int:
             )
             return _DONE
         raise UsageError(f"there are the measurements {', '.join(_BENCHES)}; {given}; see {PROGRAM} bench --help")
-    from .bench import channel, device, server
+    from .bench import channel, device, linux, server
 
-    mains = {"server": server.main, "channel": channel.main, "device": device.main}
+    mains = {"server": server.main, "channel": channel.main, "device": device.main, "linux": linux.main}
     return mains[words[1]](words[2:])
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..errors import GuestError, IvshmemLabError
+from . import linux
 
 SOURCES = Path(__file__).parent / "src"
 PREBUILT = Path(__file__).parent / "elf"
@@ -230,7 +231,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not options.check:
             rebuild(options.cc)
+            linux.rebuild(options.cc)
         check()
+        linux.check()
     except IvshmemLabError as error:
         print(error, file=sys.stderr)
         return 1

@@ -28,10 +28,12 @@ def read_name(name: str) -> str:
     return name
 
 
-def read_guest(guest: str | os.PathLike[str] | None) -> str | None:
+def read_guest(guest: object) -> str | None:
     """Return the ELF of a guest that ships with the package, or of a path; None stays None."""
     if guest is None:
         return None
+    if not isinstance(guest, (str, os.PathLike)):
+        raise UsageError(f"guest {guest!r} is no name, no path and no LinuxGuest()")
     text = os.fspath(guest)
     if not isinstance(guest, str) or os.sep in text:
         path = Path(text)

@@ -41,12 +41,15 @@ from .arguments import (
 )
 from .guard import Guard
 from .home import Row, table
+from .linux import LinuxVm, make_machine, read_linux_guest
 from .loop import LabLoop
 from .members import LabVm
 from .servers import LabMemory, LabServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from ..vm.linux.guest import LinuxGuest
 
 
 class Lab:
@@ -159,12 +162,12 @@ class Lab:
     def vm(
         self,
         name: str,
-        guest: str | os.PathLike[str] | None = "pingpong",
+        guest: str | os.PathLike[str] | LinuxGuest | None = "pingpong",
         args: Mapping[str, object] | str | None = None,
         *,
         emulator: str = "unicorn",
         connect: LabServer | list[LabServer] | tuple[LabServer, ...] | None = None,
-        memory: str | int = "32M",
+        memory: str | int | None = None,
         machine: str = "pc",
         root_ports: int | None = None,
         cpu: int | None = None,
@@ -177,7 +180,7 @@ class Lab:
             Its name in the lab.
         guest
             The name of a guest that comes with the package, the path of a multiboot ELF, or None for
-            the firmware alone (real QEMU).
+            the firmware alone (real QEMU). ``"linux"`` or a `LinuxGuest` for Linux on real QEMU; see `LinuxVm`.
         args
             The guest's command line: a text, or a dict whose items become ``key=value``.
         emulator
@@ -185,9 +188,9 @@ class Lab:
         connect
             The server to join, or a list of several: one ivshmem-doorbell device for each, in this order.
         memory
-            The guest's RAM.
+            The guest's RAM; None for 32M, or 128M for Linux.
         machine
-            ``"pc"`` or ``"q35"``.
+            ``"pc"`` or ``"q35"``; Linux guests are always ``"q35"``, for the IOMMU.
         root_ports
             On q35: how many devices can be plugged in later, 0 to 24; None for 4.
         cpu
@@ -205,15 +208,17 @@ class Lab:
         self.require_open(f"lab.vm({name!r})")
         read_name(name)
         servers = self._servers(connect)
-        parts = Machine(
-            name,
-            kernel=read_guest(guest),
-            append=read_guest_arguments(args),
-            memory_bytes=read_vm_memory(memory),
-            # QEMU's device wants a vector; one that the server never sends cannot fire.
-            connections=tuple(Connection(server.path, max(1, server.vectors)) for server in servers),
-            machine=read_machine(machine),
-            root_ports=read_root_ports(machine, root_ports),
+        linux = read_linux_guest(guest, emulator)
+        append = read_guest_arguments(args)
+        memory_bytes = read_vm_memory(memory if memory is not None else "128M" if linux else "32M")
+        # QEMU's device wants a vector; one that the server never sends cannot fire.
+        connections = tuple(Connection(server.path, max(1, server.vectors)) for server in servers)
+        machine = "q35" if linux else read_machine(machine)
+        ports = read_root_ports(machine, root_ports)
+        parts = (
+            make_machine(name, linux, memory_bytes, connections, append, ports)
+            if linux
+            else Machine(name, read_guest(guest), append, memory_bytes, connections, machine, ports)
         )
         vm = Vm(
             parts,
@@ -224,7 +229,7 @@ class Lab:
             on_reaped=self.guard.remove_process,
         )
         with self._taking(name):
-            member = self._members[name] = LabVm(self, vm, servers)
+            member = self._members[name] = (LinuxVm if linux else LabVm)(self, vm, servers)
         return member
 
     def peer(self, name: str, connect: LabServer) -> Peer:

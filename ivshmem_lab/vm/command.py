@@ -51,6 +51,14 @@ class Machine:
     root_ports
         Root ports of a q35 machine, each of which takes one device later: nothing can be hot-plugged into
         ``pcie.0`` itself (QEMU 7.2).
+    initrd
+        The initial RAM disk of a Linux kernel.
+    accelerator
+        What runs the guest's instructions (QEMU manual, ``-accel``).
+    platform
+        Options that come before all devices.
+    ports
+        Names of virtio-serial ports, each with an inherited socket; they need a ``virtio-serial-pci`` in `platform`.
     """
 
     name: str
@@ -60,18 +68,28 @@ class Machine:
     connections: tuple[Connection, ...] = ()
     machine: str = "pc"
     root_ports: int = 0
+    initrd: str | None = None
+    accelerator: str = "tcg"
+    platform: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
 
     def port_names(self) -> tuple[str, ...]:
         """Return the ids of the root ports, which are also the names of the buses behind them."""
         return tuple(f"rp{number}" for number in range(self.root_ports))
 
-    def options(self, console_fd: int, qmp_fd: int) -> list[str]:
+    def inherited_fds(self) -> tuple[int, ...]:
+        """Return further descriptors that the process inherits under their numbers."""
+        return ()
+
+    def options(self, console_fd: int, qmp_fd: int, *port_fds: int) -> list[str]:
         """Return the options of either emulator; the machine starts paused.
 
         Parameters
         ----------
         console_fd, qmp_fd
             Inherited sockets for the serial port and for the QMP monitor.
+        *port_fds
+            One for each of `ports`.
 
         Examples
         --------
@@ -79,13 +97,19 @@ class Machine:
         '-name alice -nodefaults -no-user-config -display none -machine pc'
         """
         options = ["-name", escape(self.name), "-nodefaults", "-no-user-config", "-display", "none"]
-        options += ["-machine", self.machine, "-accel", "tcg", "-m", f"{self.memory_bytes // MIB}M"]
+        options += ["-machine", self.machine, "-accel", self.accelerator, "-m", f"{self.memory_bytes // MIB}M"]
         if self.kernel is not None:
             options += ["-kernel", self.kernel]
+            if self.initrd is not None:
+                options += ["-initrd", self.initrd]
             if self.append:
                 options += ["-append", self.append]
         options += ["-chardev", f"socket,id=con,fd={console_fd}", "-serial", "chardev:con"]
         options += ["-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"]
+        options += self.platform
+        for number, (port, fd) in enumerate(zip(self.ports, port_fds, strict=True)):
+            options += ["-chardev", f"socket,id=port{number},fd={fd}"]
+            options += ["-device", f"virtserialport,chardev=port{number},name={port}"]
         options += ["-device", f"isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=0x04"]
         for number, port in enumerate(self.port_names(), 1):
             options += ["-device", f"pcie-root-port,id={port},bus=pcie.0,chassis={number},slot={number}"]

@@ -95,6 +95,7 @@ class Vm:
         self._shutdown_reason = ""
         self._process: Process | None = None
         self._console: TextStream | None = None
+        self._ports: dict[str, socket.socket] = {}
         self._monitor = Monitor(self.name, self._note_event)
         self._connect_done = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
@@ -269,6 +270,18 @@ class Vm:
             self._closer = asyncio.create_task(self._close(), name=f"close {self.name}")
         await asyncio.shield(self._closer)
 
+    def take_port(self, name: str) -> socket.socket:
+        """Return our end of a virtio-serial port (`Machine.ports`); it is the caller's from here on.
+
+        Raises
+        ------
+        VmError
+            There is no such port, or it was taken, or the machine has not been started or has ended.
+        """
+        if name not in self._ports or self._state in {VmState.STOPPED, VmState.FAILED}:
+            raise VmError(f"{self.name} has no port {name!r} to take; it is {self._state}")
+        return self._ports.pop(name)
+
     # -- inside ---------------------------------------------------------------------------------------
 
     def _spawn(self) -> tuple[Process, socket.socket]:
@@ -281,11 +294,16 @@ class Vm:
             ours.callback(monitor.close)
             inherited.callback(monitor_theirs.close)
             monitor.setblocking(False)
-            fds = (console_theirs.fileno(), monitor_theirs.fileno())
+            fds = [console_theirs.fileno(), monitor_theirs.fileno()]
+            for port in self.machine.ports:
+                self._ports[port], theirs = socket.socketpair()
+                ours.callback(self._ports[port].close)
+                inherited.callback(theirs.close)
+                fds.append(theirs.fileno())
             process = Process.spawn(
                 self.name,
                 [*self.emulator.argv, *self.machine.options(*fds)],
-                pass_fds=fds,
+                pass_fds=(*fds, *self.machine.inherited_fds()),
                 environment=self._environment,
                 cpu=self.cpu,
             )
@@ -305,6 +323,8 @@ class Vm:
         await self._monitor.disconnect()
         console.drain()
         console.close()
+        for port in self._ports.values():  # those that nobody has taken
+            port.close()
         if self._on_reaped:
             self._on_reaped(process.pid)
 
