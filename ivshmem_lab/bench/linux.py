@@ -20,6 +20,7 @@ from ..lab.linux import LinuxVm
 from ..stats.summary import Summary, summarize, text_table
 from ..units import MIB, format_size, parse_size
 from ..vm.linux.guest import Cable, LinuxGuest
+from ..vm.qemu import find_emulator
 from .host import HostFacts, MeasurementError
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def bench_linux(
             f"given are {rounds}, {tcp_rounds}, {size_bytes} and {tcp_bytes} bytes"
         )
     say("starting the guests")
+    host = HostFacts.look(find_emulator("qemu").version)
     with Lab() as lab, Cable() as cable:
         board = lab.server("board", size=_MEMORY, vectors=2)
         alice, bob = (
@@ -187,12 +189,10 @@ def bench_linux(
         bob.wait_ready()
         boot_s = time.perf_counter() - start_s
         uname = alice.run(["uname", "-r"], check=True).stdout.strip()
-        qemu = alice.execute("query-version")["qemu"]
         pair = Pair(alice, bob, me, cable)
         result = measure(pair, rounds, size_bytes, tcp_rounds, tcp_bytes, turns, say)
-    version = ".".join(str(qemu[part]) for part in ("major", "minor", "micro"))
     return {
-        "host": HostFacts.look(version).as_dict(),
+        "host": host.as_dict(),
         "guest_kernel": uname,
         "boot_both_s": round(boot_s, 2),
         "turns": turns,
@@ -243,17 +243,17 @@ def measure(
 
 def find_failures(result: dict[str, Any]) -> list[str]:
     """Name what must not be: interrupts that were lost, checksums that differ."""
-    failures = []
     counts = result["interrupts"]
-    for name in ("to_alice", "to_bob"):
-        if counts[name] != counts["wanted_each_way"]:
-            failures.append(f"{counts[name]} interrupts came {name.replace('_', ' ')}, not {counts['wanted_each_way']}")
-    failures += [
+    lost = [
+        f"{counts[name]} interrupts came {name.replace('_', ' ')}, not {counts['wanted_each_way']}"
+        for name in ("to_alice", "to_bob")
+        if counts[name] != counts["wanted_each_way"]
+    ]
+    return lost + [
         f"{STREAMS[name]}: the checksums or sizes of sender and receiver differ"
         for name, stream in result["stream"].items()
         if not stream["same"]
     ]
-    return failures
 
 
 def _stream(parts: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:

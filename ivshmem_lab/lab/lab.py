@@ -179,8 +179,8 @@ class Lab:
         name
             Its name in the lab.
         guest
-            The name of a guest that comes with the package, the path of a multiboot ELF, or None for
-            the firmware alone (real QEMU). ``"linux"`` or a `LinuxGuest` for Linux on real QEMU; see `LinuxVm`.
+            A guest that comes with the package, the path of a multiboot ELF, None for the firmware alone (QEMU);
+            ``"linux"`` or a `LinuxGuest` for Linux on QEMU, see `LinuxVm`.
         args
             The guest's command line: a text, or a dict whose items become ``key=value``.
         emulator

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..guests.linux import tool_path
-from ..vm.agent import BOOT_TIME_LIMIT_S, PORT_NAME, RUN_TIME_LIMIT_S, Completed, GuestAgent, GuestCommandError
+from ..vm.agent import BOOT_TIME_LIMIT_S, PORT_NAME, RUN_TIME_LIMIT_S, GuestAgent
+from ..vm.completed import GuestCommandError
 from ..vm.linux.guest import LinuxGuest, linux_machine
 from ..vm.linux.image import build_image
 from .members import LabVm
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
     from ..vm.agent import GuestCommand
     from ..vm.command import Connection
+    from ..vm.completed import Completed
     from ..vm.linux.guest import LinuxMachine
     from ..vm.linux.image import LinuxImage
-    from .members import Home
+    from .home import Home
 
 
 def read_linux_guest(guest: object, emulator: str) -> LinuxGuest | None:
@@ -57,7 +59,7 @@ def build_linux_image(*, refresh: bool = False, quiet: bool = False) -> LinuxIma
 
 
 def make_machine(
-    name: str, guest: LinuxGuest, memory_bytes: int, connections: tuple[Connection, ...], append: str
+    name: str, guest: LinuxGuest, memory_bytes: int, connections: tuple[Connection, ...], append: str, root_ports: int
 ) -> LinuxMachine:
     """Return the machine of a Linux guest; the image is built first if need be.
 
@@ -72,7 +74,9 @@ def make_machine(
     if own is None:
         image = build_linux_image()
         own = image.kernel, image.initrd
-    return linux_machine(name, guest, *own, memory_bytes=memory_bytes, connections=connections, append=append)
+    return linux_machine(
+        name, guest, *own, memory_bytes=memory_bytes, connections=connections, append=append, root_ports=root_ports
+    )
 
 
 class LabCommand:

@@ -15,12 +15,14 @@ import resource
 import shutil
 import signal
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .text import TextStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Coroutine, Iterator, Mapping, Sequence
+
+_T = TypeVar("_T")
 
 _LOG_BYTES = 65536
 
@@ -171,3 +173,26 @@ def _pinned(cpu: int | None) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run work that has its own time limits to its end, even when the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
+def describe_exit(status: int, started: bool) -> str:
+    """Say in a few words how a machine's process ended; `started`: its guest may have ended it."""
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    if started and status % 2:
+        return f"exit status {status} (the guest wrote {status >> 1} to the debug exit port)"
+    return f"exit status {status}"

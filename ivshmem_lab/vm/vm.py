@@ -12,21 +12,19 @@ import shlex
 import signal
 import socket
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..errors import VmError, VmStartError
 from .events import EventLog
 from .monitor import Monitor, MonitorLostError
-from .process import Process
+from .process import Process, describe_exit, to_the_end
 from .text import TextStream, VmTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Mapping
 
     from .command import Machine
     from .qemu import Emulator
-
-_T = TypeVar("_T")
 
 START_TIME_LIMIT_S = 20.0
 COMMAND_TIME_LIMIT_S = 10.0
@@ -175,7 +173,7 @@ class Vm:
         finally:
             self._connect_done.set()
             if self.state is not VmState.PAUSED:  # it failed, ended meanwhile, or we were cancelled
-                await _to_the_end(self._kill(process))
+                await to_the_end(self._kill(process))
         if self.state is not VmState.PAUSED:
             raise VmStartError(self._start_failure(process, timeout_s, failure)) from failure
 
@@ -368,7 +366,7 @@ class Vm:
         # Odd statuses are the guest's debug exit; a Python program that broke down has 1, too.
         broke = status > 0 and (status % 2 == 0 or "Traceback (most recent call last)" in process.log.text)
         from_outside = not wanted and (status < 0 or self._shutdown_reason == "host-signal")
-        self._reason = _describe_exit(status, started and not broke)
+        self._reason = describe_exit(status, started and not broke)
         if from_outside and status >= 0:
             self._reason = f"ended by a signal from outside, {self._reason}"
         elif (broke or not wanted) and (said := process.log.last_lines(1)):
@@ -386,28 +384,6 @@ class Vm:
         elif isinstance(failure, VmTimeoutError):
             what = f"gave no answer in {timeout_s:g} s and was killed"
         else:
-            what = f"ended before it was ready: {_describe_exit(process.returncode or 0, False)}"
+            what = f"ended before it was ready: {describe_exit(process.returncode or 0, False)}"
         said = process.log.last_lines(5) or "nothing"
         return f"{self.name} ({self.emulator}) {what}\nit said: {said}\nits command: {shlex.join(process.argv)}"
-
-
-async def _to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run work that has its own time limits to its end, even when the caller is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return task.result()
-
-
-def _describe_exit(status: int, started: bool) -> str:
-    if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
-    if started and status % 2:
-        return f"exit status {status} (the guest wrote {status >> 1} to the debug exit port)"
-    return f"exit status {status}"

@@ -190,10 +190,10 @@ int run_stream(int count, char **words)
     if (offset % 64 || area > side.device.memory_bytes || offset > side.device.memory_bytes - area)
         wrong_call("a channel of %U bytes at offset %U is not inside the %U bytes of shared memory at a multiple of 64",
                    area, offset, side.device.memory_bytes);
-    if (message < 16 || message % 8 || message > ring_bytes / 2 - CHANNEL_RECORD)
+    if (sends && (message < 16 || message % 8 || message > ring_bytes / 2 - CHANNEL_RECORD))
         wrong_call("--message %U is not allowed: a multiple of 8 from 16 to %U", message,
                    (ring_bytes / 2 - CHANNEL_RECORD) & ~7ull);
-    if (!bytes || bytes % message)
+    if (sends && (!bytes || bytes % message))
         wrong_call("--bytes %U is not a multiple of --message %U", bytes, message);
     map_memory_of(&side.device);
     u32 own = 0;

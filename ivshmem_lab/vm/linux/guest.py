@@ -135,6 +135,7 @@ def linux_machine(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     connections: tuple[Connection, ...] = (),
     append: str = "",
+    root_ports: int = 0,
 ) -> LinuxMachine:
     """Return the machine for a guest; `append` adds words to the kernel's command line.
 
@@ -161,6 +162,7 @@ def linux_machine(
         memory_bytes=memory_bytes,
         connections=connections,
         machine="q35",
+        root_ports=root_ports,
         initrd=str(initrd),
         accelerator=_ACCELERATOR,
         platform=tuple(platform),
