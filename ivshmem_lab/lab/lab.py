@@ -211,8 +211,9 @@ class Lab:
         linux = read_linux_guest(guest, emulator)
         append = read_guest_arguments(args)
         memory_bytes = read_vm_memory(memory if memory is not None else "128M" if linux else "32M")
-        # QEMU's device wants a vector; one that the server never sends cannot fire.
-        connections = tuple(Connection(server.path, max(1, server.vectors)) for server in servers)
+        connections = tuple(
+            Connection(server.path, max(1, server.vectors)) for server in servers
+        )  # QEMU wants one vector
         machine = "q35" if linux else read_machine(machine)
         ports = read_root_ports(machine, root_ports)
         parts = (
