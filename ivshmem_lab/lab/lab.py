@@ -209,17 +209,15 @@ class Lab:
         read_name(name)
         servers = self._servers(connect)
         linux = read_linux_guest(guest, emulator)
-        append = read_guest_arguments(args)
         memory_bytes = read_vm_memory(memory if memory is not None else "128M" if linux else "32M")
-        connections = tuple(
-            Connection(server.path, max(1, server.vectors)) for server in servers
-        )  # QEMU wants one vector
+        words = read_guest_arguments(args)
+        connections = tuple(Connection(server.path, max(1, server.vectors)) for server in servers)
         machine = "q35" if linux else read_machine(machine)
         ports = read_root_ports(machine, root_ports)
         parts = (
-            make_machine(name, linux, memory_bytes, connections, append, ports)
+            make_machine(name, linux, memory_bytes, connections, words, ports)
             if linux
-            else Machine(name, read_guest(guest), append, memory_bytes, connections, machine, ports)
+            else Machine(name, read_guest(guest), words, memory_bytes, connections, machine, ports)
         )
         vm = Vm(
             parts,
