@@ -63,7 +63,9 @@ def test_three_guests_live_through_rounds_of_joins_leaves_and_unplugs():
 
 
 def go_rounds(vm, device, source):
-    for _ in range(ROUNDS):
+    """QEMU 7.2 dies in the first round when one peer left before it; after two it survived that one (the heap's luck)."""
+    for _ in range(max(ROUNDS, 20)):
+        Peer.connect(source).close()
         device.unplug()
         device = plug(vm, source)
 
@@ -81,8 +83,6 @@ def test_the_same_without_the_shield_ends_the_machine():
                 server.stdout.readline()
                 device = plug(vm, path)
                 with Peer.connect(path) as stays:
-                    for _ in range(2):
-                        Peer.connect(path).close()
                     with pytest.raises(VmError, match="alice"):
                         go_rounds(vm, device, path)
                     assert stays.connected
