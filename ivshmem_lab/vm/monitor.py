@@ -114,7 +114,8 @@ class Monitor:
     async def disconnect(self) -> None:
         """Give the connection back; what broke it is known already and is not raised again."""
         if self._client.runstate is not Runstate.IDLE:
-            with contextlib.suppress(QMPError, OSError, EOFError):
+            # ValueError: a line beyond the client's limit of 10 MiB; RecursionError: JSON nested too deep.
+            with contextlib.suppress(QMPError, OSError, EOFError, ValueError, RecursionError):
                 await self._client.disconnect()
 
     def _look(self, event: Message) -> bool:

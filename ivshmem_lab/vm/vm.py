@@ -34,6 +34,7 @@ _QUIT_TIME_LIMIT_S = 2.0
 _TERM_TIME_LIMIT_S = 1.0
 _KILL_TIME_LIMIT_S = 5.0
 _DYING_TIME_LIMIT_S = 1.0
+_HARMLESS_STOPS = frozenset({"running", "paused", "prelaunch", "inmigrate", "finish-migrate", "postmigrate", "save-vm"})
 
 
 class VmState(StrEnum):
@@ -97,6 +98,8 @@ class Vm:
         self._monitor = Monitor(self.name, self._note_event)
         self._connect_done = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
+        self._asker: asyncio.Task[None] | None = None
+        self._stop_wanted = False
         self._closer: asyncio.Task[None] | None = None
 
     # -- what one may ask -----------------------------------------------------------------------------
@@ -108,7 +111,7 @@ class Vm:
 
     @property
     def reason(self) -> str:
-        """Why it is stopped or failed, in a few words; empty before."""
+        """Why it is stopped or failed, or paused unasked (QMP ``query-status``), in a few words; else empty."""
         return self._reason
 
     @property
@@ -221,11 +224,15 @@ class Vm:
             An argument cannot be written as JSON.
         """
         try:
+            self._stop_wanted = self._stop_wanted or command == "stop"
             return await self._monitor.execute(command, arguments, timeout_s)
         except MonitorLostError as error:
             if self._process and self._connect_done.is_set():
                 await self._process.wait(_DYING_TIME_LIMIT_S)  # for the reason
             raise VmError(f"{command}: {self._absence()}") from error
+        finally:
+            if command == "stop":  # its event, if there was one, came before the answer
+                self._stop_wanted = False
 
     async def pass_fd(self, fd: int, fdset: int) -> None:
         """Give the process a duplicate of a descriptor, kept in a set until the set is removed (QMP ``add-fd``).
@@ -319,6 +326,8 @@ class Vm:
         self._note_end(process)
         await self._connect_done.wait()
         await self._monitor.disconnect()
+        if self._asker is not None:
+            await self._asker
         console.drain()
         console.close()
         for port in self._ports.values():  # those that nobody has taken
@@ -332,9 +341,10 @@ class Vm:
             self._become(VmState.STOPPED, before=VmState.DEFINED)
             return
         if self._state is not VmState.STARTING:  # in the middle of its setup it has nothing to save and may not listen
-            with contextlib.suppress(VmError):
-                await self.execute("quit", timeout_s=_QUIT_TIME_LIMIT_S)
-                await process.wait(_QUIT_TIME_LIMIT_S)
+            if self._monitor.connected:
+                with contextlib.suppress(VmError):
+                    await self.execute("quit", timeout_s=_QUIT_TIME_LIMIT_S)
+                    await process.wait(_QUIT_TIME_LIMIT_S)
             process.send_signal(signal.SIGTERM)
             await process.wait(_TERM_TIME_LIMIT_S)
         await self._kill(process)
@@ -354,10 +364,21 @@ class Vm:
         self.events.note(name, data)
         if name == "STOP":
             self._become(VmState.PAUSED, before=VmState.RUNNING)
+            if not self._stop_wanted and (self._asker is None or self._asker.done()):
+                self._asker = asyncio.get_running_loop().create_task(self._ask_why(), name=f"ask {self.name}")
+            self._stop_wanted = False
         elif name == "RESUME":
             self._become(VmState.RUNNING, before=VmState.PAUSED)
+            self._reason = ""
         elif name == "SHUTDOWN":
             self._shutdown_reason = str(data.get("reason", ""))
+
+    async def _ask_why(self) -> None:
+        """Find out why the machine stopped unasked: such as ``guest-panicked``, ``internal-error``, ``io-error``."""
+        with contextlib.suppress(VmError):
+            status = await self.execute("query-status")
+            if self._state is VmState.PAUSED and status.get("status") not in _HARMLESS_STOPS:
+                self._reason = str(status.get("status"))
 
     def _note_end(self, process: Process) -> None:
         status = process.returncode or 0
@@ -369,6 +390,8 @@ class Vm:
         self._reason = describe_exit(status, started and not broke)
         if from_outside and status >= 0:
             self._reason = f"ended by a signal from outside, {self._reason}"
+        elif self._shutdown_reason == "guest-panic":
+            self._reason = f"the guest panicked, {self._reason}"
         elif (broke or not wanted) and (said := process.log.last_lines(1)):
             self._reason += f"; it said: {said}"
         self._state = VmState.FAILED if broke or from_outside or not started else VmState.STOPPED

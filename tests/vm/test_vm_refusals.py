@@ -97,6 +97,8 @@ def test_a_refused_command_has_the_machines_words_and_a_hint_and_the_machine_liv
             await vm.execute("object-add", **backend("used-m"))
             await vm.execute("device_add", driver="ivshmem-plain", memdev="used-m", id="d1")
             for case in REFUSALS:
+                if (case, kind) == ("legacy device", "unicorn"):  # ours has it
+                    continue
                 await refused(vm, case, server.path)
         finally:
             await vm.close()

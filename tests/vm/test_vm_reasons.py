@@ -1,0 +1,59 @@
+"""Why a machine stopped that nobody had stopped: real QEMU with a panic device, which the monitor's port access rings."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ivshmem_lab.vm.command import Machine
+from ivshmem_lab.vm.qemu import Emulator, find_emulator
+from ivshmem_lab.vm.vm import Vm
+
+PANIC = {"command-line": "o /1 0x505 1"}
+"""A store of 1 to pvpanic's port (QEMU, docs/specs/pvpanic)."""
+
+
+def with_panic_device(test):
+    async def run():
+        qemu = find_emulator("qemu")
+        vm = Vm(Machine("x"), Emulator(qemu.kind, (*qemu.argv, "-device", "pvpanic"), qemu.version))
+        try:
+            await vm.launch()
+            await vm.cont()
+            await test(vm)
+        finally:
+            await vm.close()
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
+
+
+@pytest.mark.qemu
+def test_a_guest_that_panics_ends_the_machine_and_the_reason_says_so():
+    async def test(vm):
+        await vm.execute("human-monitor-command", **PANIC)
+        assert await vm.wait_end(20.0)
+        assert (vm.state, vm.reason) == ("stopped", "the guest panicked, exit status 0")
+        assert "GUEST_PANICKED" in [event.name for event in vm.events]
+
+    with_panic_device(test)
+
+
+@pytest.mark.qemu
+def test_a_machine_that_pauses_unasked_says_why_until_it_goes_on():
+    async def test(vm):
+        await vm.execute("set-action", panic="pause")
+        await vm.stop()
+        await vm.execute("query-status")
+        assert (vm.state, vm.reason) == ("paused", "")
+        await vm.cont()
+        await vm.execute("human-monitor-command", **PANIC)
+        await vm.events.wait("STOP", 20.0, after=2)
+        await vm.execute("query-status")  # after the one that asks why
+        assert (vm.state, vm.reason) == ("paused", "guest-panicked")
+        await vm.execute("system_reset")
+        await vm.cont()
+        assert (vm.state, vm.reason) == ("running", "")
+
+    with_panic_device(test)
