@@ -20,7 +20,7 @@ ORDER = [
     *("wire", "device", "pc", "topology", "stats"),
     *("ipc", "server", "peer", "trace", "emulator", "vm", "guests"),
     *("lab", "bench", "plots", "widgets"),
-    *("demo", "doctor", "magics", "translate", "cli", "__main__"),
+    *("demo", "doctor", "magics", "translate", "cli", "entry", "__main__"),
 ]
 """A room imports only from rooms before it."""
 

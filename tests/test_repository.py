@@ -59,6 +59,23 @@ def test_each_command_explains_itself_with_an_example(
     assert re.search(rf"^\W*{script} -|^\W*{script} [a-z]", run.stdout, re.MULTILINE), "no example line to copy"
 
 
+@pytest.mark.parametrize("script", PROJECT["scripts"])
+def test_ctrl_c_while_a_command_loads_is_a_quiet_end(script: str) -> None:
+    module, function = PROJECT["scripts"][script].split(":")
+    code = f"""
+import signal, sys
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name.endswith(".cli"):
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, CtrlC())
+from {module} import {function}
+sys.exit({function}())
+"""
+    run = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, timeout=30, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (130, b"", b"")
+
+
 # The wheel
 
 
