@@ -9,7 +9,8 @@ from ..errors import LabError, VmError, VmStartError
 from ..units import format_size
 from ..vm.device import DeviceState
 from ..vm.hotplug import Hotplug
-from ..vm.vm import COMMAND_TIME_LIMIT_S, VmState
+from ..vm.state import VmState
+from ..vm.vm import COMMAND_TIME_LIMIT_S
 from .home import Row
 from .plugged import LabDevice, make_backing
 from .servers import LabServer

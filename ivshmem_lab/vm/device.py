@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import GuestSilentError, IvshmemLabError, QmpCommandError, VmError
 from .slots import pci_devices
+from .state import VmState
 from .text import VmTimeoutError
-from .vm import COMMAND_TIME_LIMIT_S, VmState
+from .vm import COMMAND_TIME_LIMIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable

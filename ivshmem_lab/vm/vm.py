@@ -11,13 +11,13 @@ import contextlib
 import shlex
 import signal
 import socket
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VmError, VmStartError
 from .events import EventLog
 from .monitor import Monitor, MonitorLostError
 from .process import Process, describe_exit, to_the_end
+from .state import VmState
 from .text import TextStream, VmTimeoutError
 
 if TYPE_CHECKING:
@@ -35,20 +35,6 @@ _TERM_TIME_LIMIT_S = 1.0
 _KILL_TIME_LIMIT_S = 5.0
 _DYING_TIME_LIMIT_S = 1.0
 _HARMLESS_STOPS = frozenset({"running", "paused", "prelaunch", "inmigrate", "finish-migrate", "postmigrate", "save-vm"})
-
-
-class VmState(StrEnum):
-    """Where a virtual machine is in its life.
-
-    ``defined → starting → paused ⇄ running → stopped``, and ``failed`` from any of the middle ones.
-    """
-
-    DEFINED = "defined"
-    STARTING = "starting"
-    PAUSED = "paused"
-    RUNNING = "running"
-    STOPPED = "stopped"
-    FAILED = "failed"
 
 
 class Vm:

@@ -12,8 +12,9 @@ from ivshmem_lab.errors import QmpCommandError, UsageError, VmError, VmStartErro
 from ivshmem_lab.guests import guest_path
 from ivshmem_lab.vm.command import Connection, Machine
 from ivshmem_lab.vm.qemu import Emulator, find_emulator
+from ivshmem_lab.vm.state import VmState
 from ivshmem_lab.vm.text import VmTimeoutError
-from ivshmem_lab.vm.vm import Vm, VmState
+from ivshmem_lab.vm.vm import Vm
 
 PROBE = str(guest_path("probe"))
 
