@@ -8,6 +8,7 @@ shared between processes, and real QEMU sets O_NONBLOCK on it anyway (measured, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import select
@@ -20,6 +21,9 @@ from ..errors import UsageError
 
 MAX_COUNT = 2**64 - 2
 """Largest value that an eventfd's counter holds."""
+
+_NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+"""What preadv2(2) says where the kernel, or a sandbox in its place, cannot read an eventfd with RWF_NOWAIT."""
 
 
 def is_eventfd(fd: int) -> bool:
@@ -48,7 +52,23 @@ def take(fd: int) -> int:
         os.preadv(fd, [counter], -1, os.RWF_NOWAIT)
     except BlockingIOError:
         return 0
+    except OSError as error:
+        if error.errno not in _NO_NOWAIT:
+            raise
+        return _take_if_ready(fd)
     return int.from_bytes(counter, sys.byteorder)
+
+
+def _take_if_ready(fd: int) -> int:
+    """Look first, for kernels without that flag: waits only if another reader empties a blocking file in between."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    if not poller.poll(0):
+        return 0
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
 
 
 class EventFd:
