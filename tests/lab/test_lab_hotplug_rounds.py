@@ -24,7 +24,7 @@ TRIPS = 50
 SETTLE_S = 5.0
 BATCHES = 4
 BUSY_RATIO = 3
-"""One that spins takes 6 times as much or more, in each batch; a quiet one takes as much as one like it."""
+"""One that spins took 7 times as much (measured without the guards); a quiet one takes as much as one like it."""
 
 
 def settled_files(vm, wanted):
