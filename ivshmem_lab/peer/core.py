@@ -58,6 +58,9 @@ class Core:
             int, tuple[Callable[[float | None, int], list[tuple[int, int]]], int]
         ] = {}  # vectors that were waited for
         self._quick: dict[int, int] = {}  # vectors that a wait for nothing else reads: blocking descriptors
+        self._blocked: set[int] = (
+            set()
+        )  # descriptors at which somebody may sleep in that way, whatever _quick says by now
         self._lent: set[int] = set()  # vectors whose descriptors are in use elsewhere, and stay non-blocking
         self._polling: list[None] = []
         self._retired: list[Link] = []  # links to close when nobody polls
@@ -84,14 +87,13 @@ class Core:
                 return
             self._closed = True
             self._ways.clear()
-            quick = list(self._quick.values())
             self._quick.clear()
             self._closing.ring()
             for wake in self._sleepers:
                 with contextlib.suppress(RuntimeError):  # its loop is closed
                     wake()
             while self._polling:
-                for fd in quick:
+                for fd in self._blocked:
                     os.eventfd_write(fd, 1)
                 self._nobody_polls.wait()
             self._forget_fds()
@@ -245,10 +247,11 @@ class Core:
             if not (self._reconnect or self._on_join or self._on_leave or self._on_server or vector in self._lent):
                 os.set_blocking(line.fileno(), True)
                 self._quick[vector] = line.fileno()
+                self._blocked.add(line.fileno())
         return poller
 
     def _hear(self) -> None:
-        """Have waits from now on hear what the server says. Under the lock."""
+        """Have waits that begin from now on hear what the server says. Under the lock."""
         self._quick.clear()
 
     def _left_s(self, deadline: float | None) -> float:

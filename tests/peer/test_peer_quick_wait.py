@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,6 @@ from ivshmem_lab.peer.peer import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 def quick(peer: Peer) -> Peer:
@@ -29,6 +29,11 @@ def in_a_thread(run: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=run)
     thread.start()
     return thread
+
+
+def sleeps(thread: threading.Thread) -> bool:
+    """Tell whether a thread waits in the kernel (proc(5))."""
+    return ") S " in Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
 
 
 def test_counts_are_whole_and_none_is_lost(tmp_path: Path) -> None:
@@ -64,6 +69,29 @@ def test_closing_wakes_every_thread_that_waits(tmp_path: Path) -> None:
         for thread in threads:
             thread.join(LIMIT_S)
         assert len(errors) == 3
+
+
+@pytest.mark.parametrize("meanwhile", ["a callback is wanted", "the descriptor is lent"])
+def test_closing_wakes_one_that_began_to_wait_the_quick_way_before(tmp_path: Path, meanwhile: str) -> None:
+    with served(tmp_path / "s"), Peer.connect(tmp_path / "s") as peer:
+        quick(peer)
+        ended: list[str] = []
+
+        def wait() -> None:
+            with pytest.raises(PeerClosedError):
+                peer.wait()
+            ended.append("closed")
+
+        thread = in_a_thread(wait)
+        while not sleeps(thread):
+            threading.Event().wait(0.001)
+        if meanwhile == "a callback is wanted":
+            peer.on_join(lambda peer_id: None)
+        else:
+            peer.vector_fd()
+        peer.close()
+        thread.join(LIMIT_S)
+        assert ended == ["closed"]
 
 
 def test_one_whose_eventfd_qemu_makes_a_non_blocking_one_again_goes_on(tmp_path: Path) -> None:
