@@ -31,6 +31,7 @@ example:
 Exit status: 0 done, 1 failed, 2 wrong call, 130 interrupted."""
 
 _OTHERS = {
+    "up": "start the lab that a topology file describes, and run it until Ctrl-C",
     "translate": "turn a QEMU command line with the legacy ivshmem device into one for today's QEMU",
     "trace": "draw what `ivshmem-server --trace FILE` recorded as a swim-lane, or replay it",
     "bench": "measure in one run: `bench server` (joining peers), `bench channel` (messages between two processes), "
@@ -160,6 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _other(words: Sequence[str]) -> int:
     """Run a command that reads its arguments itself."""
+    if words[0] == "up":
+        from . import up
+
+        return up.main(words[1:])
     if words[0] == "translate":
         from . import translate
 

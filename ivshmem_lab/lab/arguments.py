@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .. import guests
 from ..errors import UsageError
+from ..topology.validate import NAME
 from ..units import MIB, format_size, parse_size
 from ..vm.command import MACHINE_TYPES
 
@@ -16,12 +17,10 @@ DEFAULT_ROOT_PORTS = 4
 MOST_ROOT_PORTS = 24
 """A q35's first bus has 32 slots, of which the chipset and devices given at the start take some."""
 
-_NAME = re.compile(r"\w[\w.-]{0,31}")
-
 
 def read_name(name: str) -> str:
     """Return a name that can stand in a table, a file name and a QEMU option."""
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+    if not isinstance(name, str) or NAME.fullmatch(name) is None:
         raise UsageError(
             f"name {name!r} is not allowed: 1 to 32 letters, digits, '_', '-' or '.', a letter or digit first"
         )

@@ -1,0 +1,71 @@
+"""A lab written down as a value: servers, plain memories, virtual machines and host peers, and who is linked to what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An ivshmem server with `size_bytes` of shared memory and so many interrupt vectors for each peer."""
+
+    name: str
+    size_bytes: int = 4 << 20
+    vectors: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Shared memory without a server."""
+
+    name: str
+    size_bytes: int = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A device of a machine: to a server (ivshmem-doorbell) or to a memory (ivshmem-plain), one of the two.
+
+    `vectors` are those of a doorbell device; None for as many as its server gives.
+    """
+
+    server: str | None = None
+    memory: str | None = None
+    vectors: int | None = None
+
+    @property
+    def target(self) -> str:
+        """Name of what it leads to."""
+        return self.server or self.memory or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A virtual machine; `memory_bytes` None is the lab's own choice, `cpu` None any host CPU."""
+
+    name: str
+    emulator: str = "unicorn"
+    guest: str | None = "pingpong"
+    args: str | None = None
+    memory_bytes: int | None = None
+    machine: str = "pc"
+    cpu: int | None = None
+    devices: tuple[Link, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostPeer:
+    """A peer of a server in the process that holds the lab."""
+
+    name: str
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """All of it; names are unique across the four kinds."""
+
+    servers: tuple[Server, ...] = ()
+    memories: tuple[Memory, ...] = ()
+    vms: tuple[Vm, ...] = ()
+    peers: tuple[HostPeer, ...] = ()

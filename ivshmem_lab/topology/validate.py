@@ -1,0 +1,120 @@
+"""What is wrong with a topology: every problem at once, each with its place and a remedy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+from ..units import check_memory_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from .model import Link, Topology, Vm
+
+NAME = re.compile(r"\w[\w.-]{0,31}")
+"""What a member of a lab may be called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes
+    ----------
+    code
+        A short name for programs: ``"name"``, ``"name-taken"``, ``"size"``, ``"vectors"``, ``"choice"``, ``"unknown"``,
+        ``"link"``.
+    path
+        Where, such as ``vms.alice.devices[0].server``.
+    what, allowed, hint
+        What is there, what may be there, what to do.
+    """
+
+    code: str
+    path: str
+    what: str
+    allowed: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}; allowed: {self.allowed}; {self.hint}"
+
+
+def validate(topology: Topology) -> list[Problem]:
+    """Find every problem, in the order servers, memories, machines, peers; empty when there is none."""
+    return list(_problems(topology))
+
+
+def _problems(topology: Topology) -> Iterator[Problem]:
+    yield from _names(topology)
+    for kind, sized in (("servers", topology.servers), ("memories", topology.memories)):
+        for item in sized:
+            try:
+                check_memory_size(item.size_bytes)
+            except UsageError as error:
+                hint = "choose the next power of two"
+                yield Problem("size", f"{kind}.{item.name}.size", str(error), "a power of two from 4K on", hint)
+    for server in topology.servers:
+        if server.vectors < 0:
+            yield _vectors(f"servers.{server.name}.vectors", server.vectors, 0)
+    servers = [server.name for server in topology.servers]
+    memories = [memory.name for memory in topology.memories]
+    for vm in topology.vms:
+        yield from _vm(vm)
+        for index, link in enumerate(vm.devices):
+            yield from _link(f"vms.{vm.name}.devices[{index}]", link, servers, memories)
+    for peer in topology.peers:
+        yield from _known(f"peers.{peer.name}.server", "server", peer.server, servers)
+
+
+def _names(topology: Topology) -> Iterator[Problem]:
+    taken: dict[str, str] = {}
+    kinds = {field: getattr(topology, field) for field in ("servers", "memories", "vms", "peers")}
+    for kind, items in kinds.items():
+        for item in items:
+            path = f"{kind}.{item.name}"
+            if NAME.fullmatch(item.name) is None:
+                allowed = "1 to 32 letters, digits, _ . -, the first a letter, a digit or _"
+                yield Problem("name", path, f"{item.name!r} is no name", allowed, "rename it")
+            if item.name in taken:
+                what = f"the name {item.name!r} is that of {taken[item.name]}"
+                yield Problem("name-taken", path, what, "a name once in the whole file", "rename one of the two")
+            taken.setdefault(item.name, path)
+
+
+def _vm(vm: Vm) -> Iterator[Problem]:
+    for field, allowed in (("emulator", ("unicorn", "qemu")), ("machine", ("pc", "q35"))):
+        value = getattr(vm, field)
+        if value not in allowed:
+            hint = f"write {field}: {allowed[0]}"
+            yield Problem(
+                "choice", f"vms.{vm.name}.{field}", f"there is no {field} {value!r}", " or ".join(allowed), hint
+            )
+
+
+def _link(path: str, link: Link, servers: list[str], memories: list[str]) -> Iterator[Problem]:
+    if (link.server is None) == (link.memory is None):
+        yield Problem("link", path, "a device has one end", "server: NAME or memory: NAME", "name one of the two")
+        return
+    if link.server is not None:
+        yield from _known(f"{path}.server", "server", link.server, servers)
+        if link.vectors is not None and link.vectors < 1:
+            yield _vectors(f"{path}.vectors", link.vectors, 1)
+    else:
+        yield from _known(f"{path}.memory", "memory", str(link.memory), memories)
+        if link.vectors is not None:
+            what = "memory without a server has no interrupts"
+            yield Problem("vectors", f"{path}.vectors", what, "vectors at a server", "take vectors away")
+
+
+def _vectors(path: str, vectors: int, least: int) -> Problem:
+    return Problem("vectors", path, f"{vectors} vectors", f"{least} or more", "choose a larger number")
+
+
+def _known(path: str, kind: str, name: str, there: Iterable[str]) -> Iterator[Problem]:
+    if name not in there:
+        hint = f"write {name!r} into the file as a {kind}, or name one that is there"
+        yield Problem("unknown", path, f"there is no {kind} {name!r}", ", ".join(there) or "none is there", hint)

@@ -1,0 +1,156 @@
+"""Topology files, their problems, and plans between topologies."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ivshmem_lab.errors import UsageError
+from ivshmem_lab.topology.formats.yaml_file import parse, write_json, write_yaml
+from ivshmem_lab.topology.model import HostPeer, Link, Memory, Server, Topology, Vm
+from ivshmem_lab.topology.plan import Action, Verb, is_plugged, plan
+from ivshmem_lab.topology.validate import validate
+
+SIZES = st.sampled_from([4096, 1 << 20, 4 << 20, 1 << 30])
+TEXTS = st.none() | st.text(max_size=8)
+
+
+@st.composite
+def topologies(draw: st.DrawFn) -> Topology:
+    """Make up a valid topology of few names, so that two of them have much in common."""
+    servers = [Server(n, draw(SIZES), draw(st.integers(0, 3))) for n in ("s", "no") if draw(st.booleans())]
+    memories = [Memory(n, draw(SIZES)) for n in ("m", "1") if draw(st.booleans())]
+    ends = [Link(server=x.name, vectors=v) for x in servers for v in (None, 1)] + [
+        Link(memory=x.name) for x in memories
+    ]
+    links = st.lists(st.sampled_from(ends), max_size=3) if ends else st.just([])
+    vms = [
+        Vm(n, draw(st.sampled_from(["unicorn", "qemu"])), draw(TEXTS), draw(TEXTS), devices=tuple(draw(links)))
+        for n in ("a", "b")
+        if draw(st.booleans())
+    ]
+    peers = [HostPeer(n, draw(st.sampled_from(servers)).name) for n in ("p",) if servers and draw(st.booleans())]
+    return Topology(tuple(servers), tuple(memories), tuple(vms), tuple(peers))
+
+
+@given(topologies())
+def test_what_is_written_is_read_back(topology: Topology) -> None:
+    assert validate(topology) == []
+    assert parse(write_yaml(topology)).topology == topology
+    assert parse(write_json(topology)).topology == topology
+
+
+def test_json_of_other_programs_is_read() -> None:
+    vm = '{"version": 1, "vms": {"a": {"args": "%s"}}}'
+    assert parse(vm % r"\ud83d\ude00").topology.vms[0].args == "\U0001f600"
+    with pytest.raises(UsageError, match=r"1:38: vms\.a\.args has half a character"):
+        parse(vm % r"\ud83d")
+
+
+class Bench:
+    """Carry a plan out on paper, and insist on its order."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.stores: dict[str, object] = {x.name: x for x in (*topology.servers, *topology.memories)}
+        self.peers: dict[str, HostPeer] = {x.name: x for x in topology.peers}
+        self.vms: dict[str, Vm] = {x.name: x for x in topology.vms}
+        self.devices = {x.name: list(x.devices) for x in topology.vms}
+        self.running = set(self.vms)
+
+    def users(self) -> set[str]:
+        return {p.server for p in self.peers.values()} | {x.target for name in self.devices for x in self.devices[name]}
+
+    def do(self, action: Action) -> None:
+        match action.verb, action.item:
+            case Verb.LEAVE, HostPeer():
+                del self.peers[action.name]
+            case Verb.JOIN, HostPeer() as peer:
+                assert peer.server in self.stores
+                assert peer.name not in self.peers
+                self.peers[peer.name] = peer
+            case Verb.UNPLUG, Link() as link:
+                assert action.name in self.running
+                self.devices[action.name].remove(link)
+            case Verb.PLUG, Link() as link:
+                assert action.name in self.running
+                assert link.target in self.stores
+                self.devices[action.name].append(link)
+            case Verb.STOP, Vm():
+                self.running.remove(action.name)
+            case Verb.START, Vm():
+                self.running.add(action.name)
+            case Verb.REMOVE, Vm():
+                assert action.name not in self.running
+                del self.vms[action.name], self.devices[action.name]
+            case Verb.DEFINE, Vm() as vm:
+                assert vm.name not in self.vms
+                self.vms[vm.name], self.devices[vm.name] = vm, [x for x in vm.devices if not is_plugged(x)]
+                assert {x.target for x in self.devices[vm.name]} <= set(self.stores)
+            case Verb.REMOVE, _:
+                assert action.name not in self.users()
+                del self.stores[action.name]
+            case Verb.CREATE, item:
+                assert action.name not in self.stores
+                self.stores[action.name] = item
+            case other:
+                raise AssertionError(other)
+
+
+@given(topologies(), topologies())
+def test_a_plan_leads_from_one_to_the_other_in_an_order_that_works(current: Topology, wanted: Topology) -> None:
+    bench, goal = Bench(current), Bench(wanted)
+    for action in plan(current, wanted):
+        assert str(action).startswith(action.verb.value)
+        bench.do(action)
+    assert (bench.stores, bench.peers, bench.running) == (goal.stores, goal.peers, goal.running)
+    assert {n: sorted(map(repr, x)) for n, x in bench.devices.items()} == {
+        n: sorted(map(repr, x)) for n, x in goal.devices.items()
+    }
+    assert plan(wanted, wanted) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "f:1:1: the file is empty"),
+        ("version: 2", "f:1:10: version is 2; write version: 1"),
+        ("servers: {}", "f:1:1: version is None"),
+        ("version: 1\nserver: {}", "f:2:1: unknown key 'server'; there are memories, peers, servers"),
+        ("version: 1\nservers:\n  b: {sise: 4M}", "f:3:7: unknown key 'sise'; there are size, vectors"),
+        ("version: 1\nservers: {b: {size: 4X}}", "f:2:21: servers.b.size: "),
+        ("version: 1\nservers: {b: {vectors: null}}", "f:2:24: servers.b.vectors is a number"),
+        ("version: 1\nservers: {b: {}, b: {}}", "f:2:18: the key 'b' is there twice"),
+        ("version: 1\nvms: {a: {guest: 7}}", "f:2:18: vms.a.guest is a text, not '7'"),
+        ("version: 1\nvms: {a: {devices: x}}", "f:2:20: vms.a.devices is a list"),
+        ("version: 1\npeers: {me: }", "f:2:"),
+        ("version: [", "f:1:11: "),
+        ("[" * 5000, "f: no YAML: "),
+    ],
+)
+def test_a_wrong_file_is_refused_with_line_and_column(text: str, error: str) -> None:
+    with pytest.raises(UsageError, match="^" + re.escape(error)):
+        parse(text, "f")
+
+
+def test_every_problem_has_code_path_and_remedy() -> None:
+    links = (Link(server="nope"), Link(), Link(memory="m", vectors=2), Link(server="s", vectors=0))
+    wrong = Topology(
+        (Server("s", 5000, -1),), (Memory("m"),), (Vm("a b", "bochs", devices=links),), (HostPeer("s", "m"),)
+    )
+    problems = validate(wrong)
+    assert {(p.code, p.path) for p in problems} == {
+        ("name", "vms.a b"),
+        ("name-taken", "peers.s"),
+        ("size", "servers.s.size"),
+        ("vectors", "servers.s.vectors"),
+        ("choice", "vms.a b.emulator"),
+        ("unknown", "vms.a b.devices[0].server"),
+        ("link", "vms.a b.devices[1]"),
+        ("vectors", "vms.a b.devices[2].vectors"),
+        ("vectors", "vms.a b.devices[3].vectors"),
+        ("unknown", "peers.s.server"),
+    }
+    assert all(p.hint and p.allowed for p in problems)
