@@ -122,7 +122,6 @@ CONVERSATIONS: dict[str, list[tuple[str, Ask]]] = {
     "plain devices": [
         ("device_add", {}),
         ("device_add", {"driver": "nope"}),
-        ("device_add", {"driver": "ivshmem"}),
         ("device_add", {"driver": 3}),
         ("device_add", {"driver": "ivshmem-plain"}),
         ("device_add", {"driver": "ivshmem-plain", "memdev": "nope"}),
