@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ivshmem_lab.errors import UsageError
@@ -36,6 +36,7 @@ def topologies(draw: st.DrawFn) -> Topology:
     return Topology(tuple(servers), tuple(memories), tuple(vms), tuple(peers))
 
 
+@example(Topology((), (), (Vm("a", args="\x85\u2028\ufeff"),), ()))  # what YAML takes for blanks where it stands raw
 @given(topologies())
 def test_what_is_written_is_read_back(topology: Topology) -> None:
     assert validate(topology) == []

@@ -190,7 +190,8 @@ def _plain(item: Any) -> dict[str, Any]:
 
 def write_yaml(topology: Topology) -> str:
     """Write a topology as YAML; `parse` reads it back."""
-    return yaml.safe_dump(tree(topology), sort_keys=False, allow_unicode=True)
+    # Escaped: PyYAML writes U+0085 and its like raw, and reads them back as blanks.
+    return yaml.safe_dump(tree(topology), sort_keys=False)
 
 
 def write_json(topology: Topology) -> str:
