@@ -21,6 +21,7 @@
     │   ├── QmpCommandError       the machine refused a QMP command; `.qmp_class`, `.desc`, `.hint`
     │   └── GuestSilentError      the guest does not let a device go; `force()` or `give_up()`
     └── LabError                  the lab (names, life cycle)
+        └── ApplyError            a step of a plan; `.step`, `.done`
 
 A message says what was wrong, with which value, what is allowed, and what to do next.
 """
@@ -30,7 +31,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class IvshmemLabError(Exception):
@@ -156,3 +157,30 @@ class GuestSilentError(VmError, TimeoutError):
 
 class LabError(IvshmemLabError):
     """Something about a lab: a name, an order of calls, a life cycle."""
+
+
+class ApplyError(LabError):
+    """A step of a plan could not be done; what was done before stays.
+
+    Parameters
+    ----------
+    step
+        The step, in the words of the plan.
+    number
+        Which it was, from 1.
+    done
+        The steps that were done.
+    reason
+        Why.
+    left
+        How many steps were not tried.
+    """
+
+    def __init__(self, step: str, number: int, done: Sequence[str], reason: Exception, left: int) -> None:
+        rest = f"; {left} more not done" if left else ""
+        super().__init__(f"step {number}, {step}: {reason} ({len(done)} done before{rest})")
+        self.step = step
+        self.number = number
+        self.done = tuple(done)
+        self.reason = reason
+        self.left = left

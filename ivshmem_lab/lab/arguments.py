@@ -9,13 +9,11 @@ from pathlib import Path
 
 from .. import guests
 from ..errors import UsageError
-from ..topology.validate import NAME
+from ..topology.validate import MOST_ROOT_PORTS, NAME
 from ..units import MIB, format_size, parse_size
 from ..vm.command import MACHINE_TYPES
 
 DEFAULT_ROOT_PORTS = 4
-MOST_ROOT_PORTS = 24
-"""A q35's first bus has 32 slots, of which the chipset and devices given at the start take some."""
 
 
 def read_name(name: str) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import os
 import shutil
 import tempfile
@@ -22,37 +21,34 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ..errors import LabError, UsageError
+from ..errors import UsageError
 from ..ipc.memory import SharedMemory
 from ..ipc.runtime_dir import check_socket_path, runtime_dir
 from ..peer.peer import Peer
-from ..units import check_memory_size, format_size, parse_size
-from ..vm.command import Connection, Machine
-from ..vm.qemu import find_emulator
-from ..vm.vm import Vm
-from .arguments import (
-    read_cpu,
-    read_guest,
-    read_guest_arguments,
-    read_machine,
-    read_name,
-    read_root_ports,
-    read_vm_memory,
-)
+from ..topology.plan import plan
+from ..topology.validate import validate
+from ..units import check_memory_size, parse_size
+from .apply import carry_out
+from .arguments import read_name
+from .define import define_vm
+from .describe import describe, rows
 from .guard import Guard
-from .home import Row, table
-from .linux import LinuxVm, make_machine, read_linux_guest
+from .home import table
 from .loop import LabLoop
 from .members import LabVm
+from .membership import Membership
 from .servers import LabMemory, LabServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
+    from ..topology.model import Topology
+    from ..topology.plan import Action
     from ..vm.linux.guest import LinuxGuest
+    from .apply import OnStep
 
 
-class Lab:
+class Lab(Membership):
     """Servers, virtual machines and host peers that end together.
 
     Calls may come from any thread and return when the thing is done. A thread of the lab's own
@@ -71,13 +67,10 @@ class Lab:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._pid = os.getpid()
-        self._members: dict[str, LabServer | LabMemory | LabVm | Peer | None] = {}  # None: the name is being taken
-        self._peer_servers: dict[str, LabServer] = {}
-        self._lock = threading.Lock()
-        self._making = threading.Lock()
         self._closing = threading.Lock()
-        self._closed = False
+        self._applying = threading.Lock()
         self._finished = False
         self.directory = Path(tempfile.mkdtemp(prefix="lab-", dir=runtime_dir()))
         try:
@@ -206,30 +199,11 @@ class Lab:
             The lab is closed.
         """
         self.require_open(f"lab.vm({name!r})")
-        read_name(name)
         servers = self._servers(connect)
-        linux = read_linux_guest(guest, emulator)
-        memory_bytes = read_vm_memory(memory if memory is not None else "128M" if linux else "32M")
-        words = read_guest_arguments(args)
-        connections = tuple(Connection(server.path, max(1, server.vectors)) for server in servers)
-        machine = "q35" if linux else read_machine(machine)
-        ports = read_root_ports(machine, root_ports)
-        parts = (
-            make_machine(name, linux, memory_bytes, connections, words, ports)
-            if linux
-            else Machine(name, read_guest(guest), words, memory_bytes, connections, machine, ports)
-        )
-        vm = Vm(
-            parts,
-            find_emulator(emulator),
-            cpu=read_cpu(cpu),
-            environment=self.guard.environment,
-            on_spawn=self.guard.add_process,
-            on_reaped=self.guard.remove_process,
-        )
+        made = define_vm(self, servers, name, guest, args, emulator, memory, machine, root_ports, cpu)
         with self._taking(name):
-            member = self._members[name] = (LinuxVm if linux else LabVm)(self, vm, servers)
-        return member
+            self._members[name] = made
+        return made
 
     def peer(self, name: str, connect: LabServer) -> Peer:
         """Let this process join a server as a peer.
@@ -302,64 +276,51 @@ class Lab:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    @property
-    def closed(self) -> bool:
-        """Whether the lab has been closed."""
-        return self._closed
+    # -- as a value -----------------------------------------------------------------------------------
+
+    def plan(self, wanted: Topology) -> tuple[Action, ...]:
+        """Return what `apply` would do, step by step; wanted machines that have ended are defined anew.
+
+        Raises
+        ------
+        UsageError
+            The topology has problems; each is named with its place and a remedy.
+        """
+        if problems := validate(wanted):
+            raise UsageError("; ".join(map(str, problems)))
+        current, standing = describe(self.members, self._peer_servers)
+        return plan(current, wanted, standing)
+
+    def apply(self, wanted: Topology, on_step: OnStep | None = None) -> None:
+        """Make the running lab what is wanted: carry `plan` out. Threads take turns.
+
+        Parameters
+        ----------
+        wanted
+            All that shall be there, running.
+        on_step
+            Called on the calling thread with each action, ``"started"``, ``"done"`` or ``"failed"``, and the error.
+
+        Raises
+        ------
+        UsageError
+            The topology has problems; nothing was done.
+        ApplyError
+            A step failed. What was done before stays, as `topology` tells; the rest was not done.
+        """
+        self.require_open("lab.apply()")
+        with self._applying:
+            carry_out(self, self.plan(wanted), on_step)
 
     def __repr__(self) -> str:
         if self._closed:
             return "<Lab: closed>"
-        rows = self.loop.call(self._rows())
-        if not rows:
+        lines = self.loop.call(rows(self.members, self._peer_servers))
+        if not lines:
             return "<Lab: empty; put in lab.server('board'), lab.vm('alice', connect=board), lab.peer('me', connect=board)>"
-        return table(rows)
-
-    # -- for its members ------------------------------------------------------------------------------
-
-    def forget(self, name: str, member: object) -> None:
-        """Free the name of a member that is gone."""
-        with self._lock:
-            if self._members.get(name) is member:
-                del self._members[name]
-
-    def require_open(self, call: str) -> None:
-        """Raise LabError when the lab is closed, naming the call that came too late."""
-        if self._closed:
-            raise LabError(f"{call}: this lab is closed; make a new one with Lab()")
+        return table(lines)
 
     # -- inside ---------------------------------------------------------------------------------------
-
-    def _servers(self, connect: LabServer | list[LabServer] | tuple[LabServer, ...] | None) -> list[LabServer]:
-        if connect is None:
-            return []
-        servers = list(connect) if isinstance(connect, (list, tuple)) else [connect]
-        for server in servers:
-            if not isinstance(server, LabServer):
-                raise UsageError(f"connect={server!r} is not a server; make one with lab.server('board') and pass it")
-            if self._members.get(server.name) is not server:
-                raise UsageError(f"connect={server!r} is closed, or belongs to another lab")
-        return servers
-
-    @contextlib.contextmanager
-    def _taking(self, name: str) -> Iterator[None]:
-        """Hold a name while its member is made; free it again when that fails. `close` waits for the making."""
-        with self._making:
-            self.require_open(f"{name!r}")
-            with self._lock:
-                holder = self._members.get(name)
-                if name in self._members and not (isinstance(holder, Peer) and holder.closed):
-                    what = {LabServer: "a server", LabMemory: "a memory", LabVm: "a VM", Peer: "a peer"}.get(
-                        type(holder), "being made"
-                    )
-                    raise UsageError(f"the name {name!r} is taken ({what}); close it first, or choose another")
-                self._members[name] = None
-            try:
-                yield
-            except BaseException:
-                with self._lock:
-                    del self._members[name]
-                raise
 
     async def _start(self) -> None:
         machines = [member for member in self._members.values() if isinstance(member, LabVm)]
@@ -379,22 +340,3 @@ class Lab:
                 member.close()
         for failure in failures:
             raise failure
-
-    async def _rows(self) -> list[Row]:
-        members = dict(self._members)
-        rows: list[Row] = []
-        known: set[tuple[str, int]] = set()
-        for name, member in members.items():
-            if isinstance(member, LabVm):
-                rows += member.rows()
-                known |= member.identities()
-            elif isinstance(member, Peer) and not member.closed:
-                server = self._peer_servers[name]
-                state = "connected" if member.connected else "server gone"
-                size = format_size(member.size_bytes)
-                rows.append(Row(name, "host peer", state, str(member.peer_id), str(member.vectors), size, server.name))
-                known.add((server.name, member.peer_id))
-            elif isinstance(member, LabMemory):
-                rows.append(member.row())
-        servers = [row for member in members.values() if isinstance(member, LabServer) for row in member.rows(known)]
-        return servers + rows

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LabError, VmError, VmStartError
 from ..units import format_size
-from ..vm.device import DeviceState
-from ..vm.hotplug import Hotplug
 from ..vm.state import VmState
 from ..vm.vm import COMMAND_TIME_LIMIT_S
 from .home import Row
-from .plugged import LabDevice, make_backing
-from .servers import LabServer
+from .pluggable import PluggableVm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from ..vm.backing import Backing
-    from ..vm.device import Step
+    from ..topology.model import Vm as Definition
     from ..vm.events import QmpEvent
     from ..vm.vm import Vm
     from .home import Home
-    from .plugged import Source
+    from .servers import LabServer
 
 
 class Console:
@@ -40,27 +35,25 @@ class Console:
         return self._vm.console_text or f"<console of {self._vm.name}: nothing yet>"
 
 
-class LabVm:
+class LabVm(PluggableVm):
     """A virtual machine of a lab; made by `Lab.vm`.
 
     Attributes
     ----------
     name : str
-    servers : tuple of LabServer
-        The servers it is connected to, one ivshmem-doorbell device for each.
+    definition : ivshmem_lab.topology.model.Vm
+        How it was defined, without devices.
+    guest : object
+        Its guest, as `Lab.vm` was given it.
     console : Console
         What the guest writes to its serial port.
     """
 
-    def __init__(self, home: Home, vm: Vm, servers: Sequence[LabServer]) -> None:
-        self._home = home
-        self._vm = vm
-        self._peer_ids: list[int] = []
+    def __init__(self, home: Home, vm: Vm, servers: Sequence[LabServer], definition: Definition, guest: object) -> None:
+        super().__init__(home, vm, servers)
         self._begun = False
-        self._hotplug: Hotplug | None = None
-        self._devices: list[LabDevice] = []
-        self.name = vm.name
-        self.servers = tuple(servers)
+        self.definition = definition
+        self.guest = guest
         self.console = Console(vm)
 
     @property
@@ -120,68 +113,36 @@ class LabVm:
         self._home.loop.call(self.begin(run=True))
 
     @property
-    def devices(self) -> list[LabDevice]:
-        """The devices that were plugged in while it ran and are there still."""
-        return [device for device in self._devices if device.state is not DeviceState.ABSENT]
-
-    @property
-    def guards(self) -> int:
-        """Descriptors kept occupied in real QEMU since doorbell devices were unplugged (docs/hotplug.md)."""
-        return 0 if self._hotplug is None else self._hotplug.guards.count
-
-    @property
     def events(self) -> list[QmpEvent]:
         """What the machine told over QMP, oldest first; the last 1000 are kept."""
         return list(self._vm.events)
 
-    def plug(
-        self,
-        source: Source,
-        *,
-        vectors: int | None = None,
-        device_id: str | None = None,
-        bus: str | int | None = None,
-        timeout_s: float = COMMAND_TIME_LIMIT_S,
-        on_step: Callable[[Step], None] | None = None,
-        **properties: Any,
-    ) -> LabDevice:
-        """Plug a device into the running machine; the guest notices it afterwards (`LabDevice.wait_seen`).
+    def stop(self) -> None:
+        """End the process; the machine stays in the lab as stopped, with its console, until `close`. May be repeated."""
+        self._home.require_open(f"{self.name}.stop()")
+        self._home.loop.call(self._vm.close(), finish=True)
 
-        Parameters
-        ----------
-        source
-            A server of the lab, or the path of any ivshmem server's socket: an ``ivshmem-doorbell``.
-            A memory of the lab: an ``ivshmem-plain``.
-        vectors
-            MSI-X vectors of a doorbell device; None for as many as the server gives.
-        device_id
-            Its id in the machine; None for ``"hot0"``, ``"hot1"``, …
-        bus
-            A root port's name (q35) or a slot number (pc); None for the first that is free.
-        timeout_s
-            For each QMP command, in seconds.
-        on_step
-            Called with every `Step` as it is done, on the lab's thread.
-        **properties
-            More properties of ``device_add``, such as ``master="on"``.
+    def pause(self) -> None:
+        """Pause the guest (QMP ``stop``); `resume` lets it go on.
 
         Raises
         ------
-        UsageError
-            A value is not allowed, or taken.
-        QmpCommandError
-            The machine refused, in its own words; nothing is left of the device.
         VmError
-            There is no machine that runs, it has no free place, or gives no answer.
-        LabError, PeerError
-            The server cannot be joined.
+            There is no machine that runs.
         """
-        self._home.require_open(f"{self.name}.plug()")
-        backing = make_backing(self._home, source, vectors)
-        # Half a device could not be taken back: Ctrl-C waits.
-        return self._home.loop.call(
-            self._plug(source, backing, device_id, bus, properties, timeout_s, on_step), finish=True
-        )
+        self._home.require_open(f"{self.name}.pause()")
+        self._home.loop.call(self._vm.stop())
+
+    def resume(self) -> None:
+        """Let a paused guest go on (QMP ``cont``).
+
+        Raises
+        ------
+        VmError
+            There is no machine.
+        """
+        self._home.require_open(f"{self.name}.resume()")
+        self._home.loop.call(self._vm.cont())
 
     def close(self) -> None:
         """End the machine; the name is free again. May be repeated."""
@@ -232,7 +193,8 @@ class LabVm:
         try:
             if self._vm.state is VmState.DEFINED:
                 await self._vm.launch()
-                self._peer_ids = self._find_peer_ids()
+                for boot, peer_id in zip(self._boot, self._find_peer_ids(), strict=True):
+                    boot.peer_id = peer_id
             if run and not self._begun and self._vm.state is VmState.PAUSED:
                 await self._vm.cont()
                 self._begun = True
@@ -241,34 +203,6 @@ class LabVm:
             if isinstance(error, VmError) and not isinstance(error, VmStartError):
                 raise VmStartError(f"{self.name} ended while it was being started: {error}") from error
             raise
-
-    async def _plug(
-        self,
-        source: Source,
-        backing: Backing,
-        device_id: str | None,
-        bus: str | int | None,
-        properties: dict[str, Any],
-        timeout_s: float,
-        on_step: Callable[[Step], None] | None,
-    ) -> LabDevice:
-        if self._hotplug is None:
-            self._hotplug = Hotplug(self._vm)
-        if device_id is None:
-            taken = {device.device_id for device in self.devices}
-            device_id = next(name for number in itertools.count() if (name := f"hot{number}") not in taken)
-        before = set(source.ids_of(self._vm.pid)) if isinstance(source, LabServer) else set()
-        device = await self._hotplug.plug(
-            device_id, backing, bus=bus, properties=properties, timeout_s=timeout_s, on_step=on_step
-        )
-        ids = (
-            [each for each in source.ids_of(self._vm.pid) if each not in before]
-            if isinstance(source, LabServer)
-            else []
-        )
-        plugged = LabDevice(self._home, self.name, device, source, ids[-1] if ids else None)
-        self._devices = [*self.devices, plugged]
-        return plugged
 
     async def end(self) -> None:
         """Close; on the lab's loop."""

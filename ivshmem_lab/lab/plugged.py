@@ -15,6 +15,7 @@ from ..vm.device import GUEST_TIME_LIMIT_S
 from .servers import LabMemory, LabServer
 
 if TYPE_CHECKING:
+    from ..topology.model import Link
     from ..vm.device import DeviceState, HotplugDevice, Step
     from .home import Home
 
@@ -81,20 +82,36 @@ class LabDevice:
         What it shows.
     peer_id : int or None
         The machine's peer id on a server of the lab; None where there is none or it is not known.
+    link : ivshmem_lab.topology.model.Link or None
+        What it is in a topology; None for a server outside of the lab.
     """
 
-    def __init__(self, home: Home, vm_name: str, device: HotplugDevice, source: Source, peer_id: int | None) -> None:
+    def __init__(
+        self,
+        home: Home,
+        vm_name: str,
+        device: HotplugDevice,
+        source: Source,
+        peer_id: int | None,
+        link: Link | None,
+    ) -> None:
         self._home = home
         self._vm_name = vm_name
         self._device = device
         self.device_id = device.device_id
         self.source = source
         self.peer_id = peer_id
+        self.link = link
 
     @property
     def state(self) -> DeviceState:
         """Where it is in its life; compares equal to its text, such as ``"plugged"``."""
         return self._device.state
+
+    @property
+    def gone(self) -> bool:
+        """Whether the guest has let it go; not so when its machine has ended with it."""
+        return self._device.gone.is_set()
 
     @property
     def place(self) -> str:

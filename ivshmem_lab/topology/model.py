@@ -26,12 +26,15 @@ class Memory:
 class Link:
     """A device of a machine: to a server (ivshmem-doorbell) or to a memory (ivshmem-plain), one of the two.
 
-    `vectors` are those of a doorbell device; None for as many as its server gives.
+    `vectors` are those of a doorbell device; None for as many as its server gives. `master` (on, off, auto: whether
+    the memory moves with the machine) and `ioeventfd` are QEMU's properties; None leaves them out.
     """
 
     server: str | None = None
     memory: str | None = None
     vectors: int | None = None
+    master: str | None = None
+    ioeventfd: bool | None = None
 
     @property
     def target(self) -> str:
@@ -41,7 +44,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Vm:
-    """A virtual machine; `memory_bytes` None is the lab's own choice, `cpu` None any host CPU."""
+    """A virtual machine.
+
+    `memory_bytes` None is the lab's own choice, `cpu` None any host CPU, `root_ports` None four on q35. Linux guests
+    are always q35.
+    """
 
     name: str
     emulator: str = "unicorn"
@@ -50,6 +57,7 @@ class Vm:
     memory_bytes: int | None = None
     machine: str = "pc"
     cpu: int | None = None
+    root_ports: int | None = None
     devices: tuple[Link, ...] = ()
 
 

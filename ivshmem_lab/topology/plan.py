@@ -53,13 +53,36 @@ class Action:
         return f"{self.verb.value} {text}"
 
 
-def plan(current: Topology, wanted: Topology) -> tuple[Action, ...]:
-    """Order what leads from `current` to `wanted`; both are valid.
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the parts of a running lab stand, which a topology does not say; empty where all runs.
+
+    Attributes
+    ----------
+    idle
+        Machines that were defined and not started.
+    ended
+        Machines that have ended or failed: what is wanted of them is defined anew.
+    fixed
+        Devices that the running machine cannot let go, each with its machine's name, as often as there are such.
+    broken
+        Devices and peers whose server or memory is gone, each with the machine's or the peer's name.
+    """
+
+    idle: frozenset[str] = frozenset()
+    ended: frozenset[str] = frozenset()
+    fixed: tuple[tuple[str, Link], ...] = ()
+    broken: frozenset[tuple[str, Link | HostPeer]] = frozenset()
+
+
+def plan(current: Topology, wanted: Topology, standing: Standing | None = None) -> tuple[Action, ...]:
+    """Order what leads from `current` to `wanted`; the latter is valid.
 
     First what ends, users before what they use; then what begins, the other way round. A machine of which more than
-    the devices changes is stopped and defined anew; otherwise its devices are
-    unplugged and plugged while it runs. Nothing is done for what stays.
+    the devices changes is stopped and defined anew, and so is one that has ended, or would have to let a fixed device
+    go; otherwise its devices are unplugged and plugged while it runs. Nothing is done for what stays.
     """
+    standing = standing or Standing()
     ends: list[Action] = []
     stores: tuple[tuple[Server | Memory, ...], tuple[Server | Memory, ...]] = (
         (*current.servers, *current.memories),
@@ -67,40 +90,67 @@ def plan(current: Topology, wanted: Topology) -> tuple[Action, ...]:
     )
     gone, new = (set(stores[0]) - set(stores[1])), (set(stores[1]) - set(stores[0]))
     gone_names = {item.name for item in gone}
-    peers_gone = [peer for peer in current.peers if peer not in wanted.peers or peer.server in gone_names]
+    peers_gone = [
+        peer
+        for peer in current.peers
+        if peer not in wanted.peers or peer.server in gone_names or (peer.name, peer) in standing.broken
+    ]
     ends += [Action(Verb.LEAVE, peer.name, peer) for peer in peers_gone]
     wanted_vms = {vm.name: vm for vm in wanted.vms}
     kept: dict[str, Vm] = {}
     for vm in current.vms:
         other = wanted_vms.get(vm.name)
-        if other is None or replace(other, devices=()) != replace(vm, devices=()):
-            ends += [Action(Verb.STOP, vm.name, vm), Action(Verb.REMOVE, vm.name, vm)]
+        lost = _lost(vm, other, gone_names, standing)
+        if lost is None:
+            if vm.name not in standing.ended | standing.idle:
+                ends.append(Action(Verb.STOP, vm.name, vm))
+            ends.append(Action(Verb.REMOVE, vm.name, vm))
             continue
-        kept[vm.name] = vm
-        ends += [Action(Verb.UNPLUG, vm.name, link) for link in _without(vm, other, gone_names)]
+        kept[vm.name] = _less(vm, lost)
+        ends += [Action(Verb.UNPLUG, vm.name, link) for link in lost]
     ends += [Action(Verb.REMOVE, item.name, item) for item in stores[0] if item in gone]
     begins = [Action(Verb.CREATE, item.name, item) for item in stores[1] if item in new]
     fresh = [vm for vm in wanted.vms if vm.name not in kept]
     begins += [Action(Verb.DEFINE, vm.name, vm) for vm in fresh]
     joining = [peer for peer in wanted.peers if peer not in current.peers or peer in peers_gone]
     begins += [Action(Verb.JOIN, peer.name, peer) for peer in joining]
-    begins += [Action(Verb.START, vm.name, vm) for vm in fresh]
+    begins += [Action(Verb.START, vm.name, vm) for vm in wanted.vms if vm in fresh or vm.name in standing.idle]
     for vm in wanted.vms:
-        links = _without(vm, kept[vm.name], gone_names) if vm.name in kept else [x for x in vm.devices if is_plugged(x)]
+        links = (
+            _without(vm.devices, kept[vm.name].devices)
+            if vm.name in kept
+            else [link for link in vm.devices if is_plugged(link)]
+        )
         begins += [Action(Verb.PLUG, vm.name, link) for link in links]
     return (*ends, *begins)
 
 
 def is_plugged(link: Link) -> bool:
-    """Whether a device comes into a new machine only when it runs: plain memory, and vectors of its own number."""
-    return link.server is None or link.vectors is not None
+    """Whether a device comes into a new machine only when it runs: plain memory, and properties of its own."""
+    return link != Link(server=link.server)
 
 
-def _without(vm: Vm, other: Vm, gone: set[str]) -> list[Link]:
-    """Return the links of a machine that the other one has not, or whose end is gone."""
-    left = [link for link in other.devices if link.target not in gone]
+def _lost(vm: Vm, other: Vm | None, gone: set[str], standing: Standing) -> list[Link] | None:
+    """Return the devices that a machine has to let go; None when it has to be defined anew."""
+    if other is None or replace(other, devices=()) != replace(vm, devices=()) or vm.name in standing.ended:
+        return None
+    sound = [link for link in vm.devices if link.target not in gone and (vm.name, link) not in standing.broken]
+    lost = [*_without(vm.devices, sound), *_without(sound, other.devices)]
+    if lost and vm.name in standing.idle:
+        return None
+    stuck = [link for name, link in standing.fixed if name == vm.name]
+    return None if any(lost.count(link) > vm.devices.count(link) - stuck.count(link) for link in lost) else lost
+
+
+def _less(vm: Vm, lost: list[Link]) -> Vm:
+    return replace(vm, devices=tuple(_without(vm.devices, lost)))
+
+
+def _without(links: tuple[Link, ...] | list[Link], others: tuple[Link, ...] | list[Link]) -> list[Link]:
+    """Return the links that are left when the others are taken away, each as often as it is there."""
+    left = list(others)
     found = []
-    for link in vm.devices:
+    for link in links:
         if link in left:
             left.remove(link)
         else:

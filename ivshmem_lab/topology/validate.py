@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 NAME = re.compile(r"\w[\w.-]{0,31}")
 """What a member of a lab may be called."""
 
+MASTERS = ("on", "off", "auto")
+MOST_ROOT_PORTS = 24
+"""A q35's first bus has 32 slots, of which the chipset and devices given at the start take some."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -86,19 +90,30 @@ def _names(topology: Topology) -> Iterator[Problem]:
 
 
 def _vm(vm: Vm) -> Iterator[Problem]:
+    path = f"vms.{vm.name}"
+    if vm.guest == "linux" and vm.emulator != "qemu":
+        what = f"{vm.emulator} runs no Linux"
+        yield Problem("choice", f"{path}.emulator", what, "qemu for guest: linux", "write emulator: qemu")
+    if vm.root_ports is not None:
+        most = MOST_ROOT_PORTS if vm.machine == "q35" or vm.guest == "linux" else 0
+        if not 0 <= vm.root_ports <= most:
+            what = f"{vm.root_ports} root ports of a {vm.machine}"
+            hint = "a pc needs none: devices go into its slots" if not most else "choose a smaller number"
+            yield Problem("choice", f"{path}.root_ports", what, f"0 to {most}", hint)
     for field, allowed in (("emulator", ("unicorn", "qemu")), ("machine", ("pc", "q35"))):
         value = getattr(vm, field)
         if value not in allowed:
             hint = f"write {field}: {allowed[0]}"
-            yield Problem(
-                "choice", f"vms.{vm.name}.{field}", f"there is no {field} {value!r}", " or ".join(allowed), hint
-            )
+            yield Problem("choice", f"{path}.{field}", f"there is no {field} {value!r}", " or ".join(allowed), hint)
 
 
 def _link(path: str, link: Link, servers: list[str], memories: list[str]) -> Iterator[Problem]:
     if (link.server is None) == (link.memory is None):
         yield Problem("link", path, "a device has one end", "server: NAME or memory: NAME", "name one of the two")
         return
+    if link.master not in (None, *MASTERS):
+        what = f"there is no master {link.master!r}"
+        yield Problem("choice", f"{path}.master", what, ", ".join(MASTERS), "write one of them, or leave it out")
     if link.server is not None:
         yield from _known(f"{path}.server", "server", link.server, servers)
         if link.vectors is not None and link.vectors < 1:
@@ -108,6 +123,9 @@ def _link(path: str, link: Link, servers: list[str], memories: list[str]) -> Ite
         if link.vectors is not None:
             what = "memory without a server has no interrupts"
             yield Problem("vectors", f"{path}.vectors", what, "vectors at a server", "take vectors away")
+        if link.ioeventfd is not None:
+            what = "memory without a server has no doorbell"
+            yield Problem("choice", f"{path}.ioeventfd", what, "ioeventfd at a server", "take ioeventfd away")
 
 
 def _vectors(path: str, vectors: int, least: int) -> Problem:

@@ -14,6 +14,11 @@ DEBUG_EXIT_PORT = 0xF4
 """The guest writes V here and the process ends with status ``(V << 1) | 1`` (QEMU, ``isa-debug-exit``)."""
 
 
+def boot_device_id(number: int) -> str:
+    """Return the id of the device of a machine's connection, counted from 0."""
+    return f"ivshmem{number}"
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """A device of the machine that joins an ivshmem server.
@@ -114,7 +119,8 @@ class Machine:
         for number, port in enumerate(self.port_names(), 1):
             options += ["-device", f"pcie-root-port,id={port},bus=pcie.0,chassis={number},slot={number}"]
         for number, connection in enumerate(self.connections):
-            options += ["-chardev", f"socket,id=ivs{number},path={escape(connection.path)}"]
-            device = f"ivshmem-doorbell,id=ivshmem{number},chardev=ivs{number},vectors={connection.vectors}"
+            chardev = f"{boot_device_id(number)}-chardev"  # named as those of plugged devices: unplugged alike
+            options += ["-chardev", f"socket,id={chardev},path={escape(connection.path)}"]
+            device = f"ivshmem-doorbell,id={boot_device_id(number)},chardev={chardev},vectors={connection.vectors}"
             options += ["-device", device]
         return [*options, "-S"]

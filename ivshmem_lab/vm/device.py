@@ -149,6 +149,12 @@ class HotplugDevice:
         if self._needs_guards:
             self._guards.watch()
 
+    def adopt(self) -> None:
+        """Begin where the machine has had it since its start."""
+        if self._needs_guards:
+            self._guards.watch()
+        self._note(DeviceState.PLUGGED, "there since the machine's start", time.monotonic())
+
     async def wait_seen(self, timeout_s: float) -> None:
         """Wait until the guest has given the registers an address.
 

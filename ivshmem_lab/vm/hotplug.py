@@ -97,6 +97,23 @@ class Hotplug:
                 raise
             return device
 
+    async def adopt(self, device_id: str, backing: Backing) -> HotplugDevice:
+        """Take a device that the machine was started with into care, so that it can be unplugged like the others.
+
+        Raises
+        ------
+        VmError
+            The machine is not running, has no such device, or has it where nothing can be unplugged: on the first
+            bus of a q35 (QEMU 7.2: "Bus 'pcie.0' does not support hotplugging").
+        """
+        async with self._turn:
+            if device_id not in self.devices:
+                place = self.slots.find(await self.vm.execute("query-pci"), device_id)
+                device = HotplugDevice(self.vm, device_id, backing, place, self.guards, self.left)
+                device.adopt()
+                self.devices[device_id] = device
+            return self.devices[device_id]
+
     def left(self, device: HotplugDevice) -> None:
         """Forget a device that is gone; its place is free."""
         if self.devices.get(device.device_id) is device:

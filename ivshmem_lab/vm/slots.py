@@ -94,6 +94,26 @@ class Slots:
         self._taken.add(place)
         return place
 
+    def find(self, pci: list[Any], device_id: str) -> Place:
+        """Return the place of a device that can be unplugged, by its id.
+
+        Raises
+        ------
+        VmError
+            There is no such device, or it does not sit in one of the places.
+        """
+        slot = next((device["slot"] for device in pci[0]["devices"] if device.get("qdev_id") == device_id), None)
+        if slot is None:
+            raise VmError(f"{self._name} has no device {device_id!r} on its first bus")
+        place = next((each for each in self.places if (each.bus, each.slot) == ("pci.0", slot)), None)
+        if place is None:
+            raise VmError(
+                f"{device_id} of {self._name} was there at its start, and a q35 lets go only of what was plugged into "
+                "a root port; close the machine and define it anew without the device"
+            )
+        self._taken.add(place)
+        return place
+
     def free(self, place: Place) -> None:
         """Give a place back."""
         self._taken.discard(place)

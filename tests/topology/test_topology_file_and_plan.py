@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ivshmem_lab.errors import UsageError
 from ivshmem_lab.topology.formats.yaml_file import parse, write_json, write_yaml
 from ivshmem_lab.topology.model import HostPeer, Link, Memory, Server, Topology, Vm
-from ivshmem_lab.topology.plan import Action, Verb, is_plugged, plan
+from ivshmem_lab.topology.plan import Action, Standing, Verb, is_plugged, plan
 from ivshmem_lab.topology.validate import validate
 
 SIZES = st.sampled_from([4096, 1 << 20, 4 << 20, 1 << 30])
@@ -23,12 +23,22 @@ def topologies(draw: st.DrawFn) -> Topology:
     """Make up a valid topology of few names, so that two of them have much in common."""
     servers = [Server(n, draw(SIZES), draw(st.integers(0, 3))) for n in ("s", "no") if draw(st.booleans())]
     memories = [Memory(n, draw(SIZES)) for n in ("m", "1") if draw(st.booleans())]
-    ends = [Link(server=x.name, vectors=v) for x in servers for v in (None, 1)] + [
-        Link(memory=x.name) for x in memories
-    ]
+    ends = (
+        [Link(server=x.name, vectors=v) for x in servers for v in (None, 1)]
+        + [Link(server=x.name, master="auto", ioeventfd=False) for x in servers]
+        + [Link(memory=x.name) for x in memories]
+    )
     links = st.lists(st.sampled_from(ends), max_size=3) if ends else st.just([])
     vms = [
-        Vm(n, draw(st.sampled_from(["unicorn", "qemu"])), draw(TEXTS), draw(TEXTS), devices=tuple(draw(links)))
+        Vm(
+            n,
+            draw(st.sampled_from(["unicorn", "qemu"])),
+            draw(TEXTS),
+            draw(TEXTS),
+            machine="q35",
+            root_ports=draw(st.sampled_from([None, 0, 24])),
+            devices=tuple(draw(links)),
+        )
         for n in ("a", "b")
         if draw(st.booleans())
     ]
@@ -60,6 +70,7 @@ class Bench:
         self.vms: dict[str, Vm] = {x.name: x for x in topology.vms}
         self.devices = {x.name: list(x.devices) for x in topology.vms}
         self.running = set(self.vms)
+        self.fixed: list[tuple[str, Link]] = []
 
     def users(self) -> set[str]:
         return {p.server for p in self.peers.values()} | {x.target for name in self.devices for x in self.devices[name]}
@@ -75,6 +86,7 @@ class Bench:
             case Verb.UNPLUG, Link() as link:
                 assert action.name in self.running
                 self.devices[action.name].remove(link)
+                assert self.devices[action.name].count(link) >= self.fixed.count((action.name, link))
             case Verb.PLUG, Link() as link:
                 assert action.name in self.running
                 assert link.target in self.stores
@@ -86,6 +98,7 @@ class Bench:
             case Verb.REMOVE, Vm():
                 assert action.name not in self.running
                 del self.vms[action.name], self.devices[action.name]
+                self.fixed = [pair for pair in self.fixed if pair[0] != action.name]
             case Verb.DEFINE, Vm() as vm:
                 assert vm.name not in self.vms
                 self.vms[vm.name], self.devices[vm.name] = vm, [x for x in vm.devices if not is_plugged(x)]
@@ -113,6 +126,31 @@ def test_a_plan_leads_from_one_to_the_other_in_an_order_that_works(current: Topo
     assert plan(wanted, wanted) == ()
 
 
+@given(topologies(), topologies(), st.data())
+def test_a_plan_takes_care_of_what_has_not_begun_has_ended_cannot_go_or_is_broken(
+    current: Topology, wanted: Topology, data: st.DataObject
+) -> None:
+    names = [vm.name for vm in current.vms]
+    some = st.sets(st.sampled_from(names)) if names else st.just(set())
+    ended = frozenset(data.draw(some))
+    idle = frozenset(data.draw(some)) - ended
+    there = [(vm.name, link) for vm in current.vms for link in vm.devices]
+    fixed = tuple(pair for pair in there if data.draw(st.booleans()))
+    broken = frozenset(pair for pair in there if data.draw(st.booleans()))
+    bench, goal = Bench(current), Bench(wanted)
+    bench.running -= idle | ended
+    bench.fixed = list(fixed)
+    actions = plan(current, wanted, Standing(idle, ended, fixed, broken))
+    for action in actions:
+        bench.do(action)
+    assert (bench.stores, bench.peers, bench.running) == (goal.stores, goal.peers, goal.running)
+    renewed = {a.name for a in actions if a.verb is Verb.DEFINE}
+    unplugged = {(a.name, a.item) for a in actions if a.verb is Verb.UNPLUG}
+    for vm in wanted.vms:
+        assert sorted(map(repr, bench.devices[vm.name])) == sorted(map(repr, vm.devices))
+        assert vm.name in renewed or {pair for pair in broken if pair[0] == vm.name} <= unplugged
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -138,8 +176,12 @@ def test_a_wrong_file_is_refused_with_line_and_column(text: str, error: str) -> 
 
 def test_every_problem_has_code_path_and_remedy() -> None:
     links = (Link(server="nope"), Link(), Link(memory="m", vectors=2), Link(server="s", vectors=0))
+    links += (Link(memory="m", ioeventfd=True), Link(server="s", master="yes"))
     wrong = Topology(
-        (Server("s", 5000, -1),), (Memory("m"),), (Vm("a b", "bochs", devices=links),), (HostPeer("s", "m"),)
+        (Server("s", 5000, -1),),
+        (Memory("m"),),
+        (Vm("a b", "bochs", "linux", devices=links, root_ports=25), Vm("pc", root_ports=1)),
+        (HostPeer("s", "m"),),
     )
     problems = validate(wrong)
     assert {(p.code, p.path) for p in problems} == {
@@ -148,6 +190,10 @@ def test_every_problem_has_code_path_and_remedy() -> None:
         ("size", "servers.s.size"),
         ("vectors", "servers.s.vectors"),
         ("choice", "vms.a b.emulator"),
+        ("choice", "vms.a b.root_ports"),
+        ("choice", "vms.pc.root_ports"),
+        ("choice", "vms.a b.devices[4].ioeventfd"),
+        ("choice", "vms.a b.devices[5].master"),
         ("unknown", "vms.a b.devices[0].server"),
         ("link", "vms.a b.devices[1]"),
         ("vectors", "vms.a b.devices[2].vectors"),

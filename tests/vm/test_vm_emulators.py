@@ -72,8 +72,8 @@ def test_commas_are_doubled_and_each_connection_has_its_own_device():
     connections = (Connection("/run/a,b.sock", 2), Connection("/run/c.sock", 1))
     options = Machine("x,y", kernel="/g.elf", append="role=ping", connections=connections).options(5, 6)
     assert options[:2] == ["-name", "x,,y"]
-    assert "socket,id=ivs0,path=/run/a,,b.sock" in options
-    assert "ivshmem-doorbell,id=ivshmem0,chardev=ivs0,vectors=2" in options
-    assert "ivshmem-doorbell,id=ivshmem1,chardev=ivs1,vectors=1" in options
+    assert "socket,id=ivshmem0-chardev,path=/run/a,,b.sock" in options
+    assert "ivshmem-doorbell,id=ivshmem0,chardev=ivshmem0-chardev,vectors=2" in options
+    assert "ivshmem-doorbell,id=ivshmem1,chardev=ivshmem1-chardev,vectors=1" in options
     assert options[options.index("-append") + 1] == "role=ping"
     assert options[options.index("-accel") + 1] == "tcg"

@@ -27,7 +27,8 @@ from ..model import HostPeer, Link, Memory, Server, Topology, Vm
 VERSION = 1
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # JSON has them as they are, YAML does not
 _KINDS: dict[str, type] = {"servers": Server, "memories": Memory, "vms": Vm, "peers": HostPeer}
-_NUMBERS = ("vectors", "cpu")
+_NUMBERS = ("vectors", "cpu", "root_ports")
+_SWITCHES = ("ioeventfd",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,9 @@ class _Reader:
                 self.fail(node, f"{path}: {error}")
         if name in _NUMBERS and (type(value) is not int or value < 0):
             self.fail(node, f"{path} is a number from 0 on, not {node.value!r}")
-        if name not in _NUMBERS and not isinstance(value, str):
+        if name in _SWITCHES and not isinstance(value, bool):
+            self.fail(node, f"{path} is true or false, not {node.value!r}")
+        if name not in (*_NUMBERS, *_SWITCHES) and not isinstance(value, str):
             self.fail(node, f"{path} is a text, not {node.value!r}; put it in quotes")
         if isinstance(value, str):
             try:  # JSON writes one character beyond 16 bits as two
