@@ -9,11 +9,9 @@ from pathlib import Path
 
 from .. import guests
 from ..errors import UsageError
-from ..topology.validate import MOST_ROOT_PORTS, NAME
+from ..topology.validate import DEFAULT_ROOT_PORTS, MOST_ROOT_PORTS, NAME
 from ..units import MIB, format_size, parse_size
 from ..vm.command import MACHINE_TYPES
-
-DEFAULT_ROOT_PORTS = 4
 
 
 def read_name(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..units import check_memory_size
+from .plan import is_plugged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,6 +19,9 @@ NAME = re.compile(r"\w[\w.-]{0,31}")
 """What a member of a lab may be called."""
 
 MASTERS = ("on", "off", "auto")
+PC_PLACES = 30
+"""Slots of a pc's bus that the chipset leaves (i440FX; QEMU 7.2 with ``-nodefaults``)."""
+DEFAULT_ROOT_PORTS = 4
 MOST_ROOT_PORTS = 24
 """A q35's first bus has 32 slots, of which the chipset and devices given at the start take some."""
 
@@ -30,7 +34,7 @@ class Problem:
     ----------
     code
         A short name for programs: ``"name"``, ``"name-taken"``, ``"size"``, ``"vectors"``, ``"choice"``, ``"unknown"``,
-        ``"link"``.
+        ``"link"``, ``"places"``.
     path
         Where, such as ``vms.alice.devices[0].server``.
     what, allowed, hint
@@ -70,8 +74,34 @@ def _problems(topology: Topology) -> Iterator[Problem]:
         yield from _vm(vm)
         for index, link in enumerate(vm.devices):
             yield from _link(f"vms.{vm.name}.devices[{index}]", link, servers, memories)
+        if places_left(vm) < 0:
+            what = f"{-places_left(vm)} devices more than there is room for"
+            allowed = f"{PC_PLACES} on pc; on q35 one for each root port, besides those of the start"
+            yield Problem("places", f"vms.{vm.name}.devices", what, allowed, "take some away, or add root_ports on q35")
     for peer in topology.peers:
+        if not peer.server:
+            hint = "connect it, or take it away"
+            yield Problem("link", f"peers.{peer.name}.server", "it joins no server", "server: NAME", hint)
+            continue
         yield from _known(f"peers.{peer.name}.server", "server", peer.server, servers)
+
+
+def places_left(vm: Vm, link: Link | None = None) -> int:
+    """Return how many more devices a machine has room for; less than 0 for too many.
+
+    Parameters
+    ----------
+    vm
+        The machine.
+    link
+        The next device: on q35 only those that are plugged into the running machine need a root port.
+    """
+    if vm.machine == "pc" and vm.guest != "linux":
+        return PC_PLACES - len(vm.devices)
+    if link is not None and not is_plugged(link):
+        return 1
+    ports = DEFAULT_ROOT_PORTS if vm.root_ports is None else vm.root_ports
+    return ports - sum(map(is_plugged, vm.devices))
 
 
 def _names(topology: Topology) -> Iterator[Problem]:

@@ -36,7 +36,7 @@ def topologies(draw: st.DrawFn) -> Topology:
             draw(TEXTS),
             draw(TEXTS),
             machine="q35",
-            root_ports=draw(st.sampled_from([None, 0, 24])),
+            root_ports=draw(st.sampled_from([None, 3, 24])),
             devices=tuple(draw(links)),
         )
         for n in ("a", "b")
@@ -52,6 +52,15 @@ def test_what_is_written_is_read_back(topology: Topology) -> None:
     assert validate(topology) == []
     assert parse(write_yaml(topology)).topology == topology
     assert parse(write_json(topology)).topology == topology
+
+
+@given(topologies(), st.integers(), st.integers())
+def test_positions_are_kept_beside_the_topology(topology: Topology, x: int, y: int) -> None:
+    names = [item.name for item in (*topology.servers, *topology.memories, *topology.vms, *topology.peers)]
+    places = dict.fromkeys(names, (x, y))
+    for write in (write_yaml, write_json):
+        file = parse(write(topology, {**places, "gone": (0, 0)}))
+        assert (file.topology, file.positions) == (topology, places)
 
 
 def test_json_of_other_programs_is_read() -> None:
@@ -157,7 +166,7 @@ def test_a_plan_takes_care_of_what_has_not_begun_has_ended_cannot_go_or_is_broke
         ("", "f:1:1: the file is empty"),
         ("version: 2", "f:1:10: version is 2; write version: 1"),
         ("servers: {}", "f:1:1: version is None"),
-        ("version: 1\nserver: {}", "f:2:1: unknown key 'server'; there are memories, peers, servers"),
+        ("version: 1\nserver: {}", "f:2:1: unknown key 'server'; there are memories, peers, positions, servers"),
         ("version: 1\nservers:\n  b: {sise: 4M}", "f:3:7: unknown key 'sise'; there are size, vectors"),
         ("version: 1\nservers: {b: {size: 4X}}", "f:2:21: servers.b.size: "),
         ("version: 1\nservers: {b: {vectors: null}}", "f:2:24: servers.b.vectors is a number"),
@@ -165,6 +174,9 @@ def test_a_plan_takes_care_of_what_has_not_begun_has_ended_cannot_go_or_is_broke
         ("version: 1\nvms: {a: {guest: 7}}", "f:2:18: vms.a.guest is a text, not '7'"),
         ("version: 1\nvms: {a: {devices: x}}", "f:2:20: vms.a.devices is a list"),
         ("version: 1\npeers: {me: }", "f:2:"),
+        ("version: 1\npositions: {a: [1, 2]}", "f:2:13: unknown key 'a'"),
+        ("version: 1\nvms: {a: }\npositions: {a: [1, 2.5]}", "f:3:16: positions.a is two numbers of px: [X, Y]"),
+        ("version: 1\nservers: {b: {}}\nvms: {a: {devices: [{server: b, ioeventfd: 1}]}}", "f:3:44: vms.a.devices[0]"),
         ("version: [", "f:1:11: "),
         ("[" * 5000, "f: no YAML: "),
     ],

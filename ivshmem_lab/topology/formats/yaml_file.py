@@ -9,6 +9,8 @@
       alice: {guest: pingpong, devices: [{server: board}]}
     peers:
       me: {server: board}
+    positions:                 # where a drawing has them, in px; may be left out
+      board: [360, 24]
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
 from ...errors import UsageError
 from ...units import format_size, parse_size
 from ..model import HostPeer, Link, Memory, Server, Topology, Vm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 VERSION = 1
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # JSON has them as they are, YAML does not
@@ -33,10 +38,21 @@ _SWITCHES = ("ioeventfd",)
 
 @dataclass(frozen=True, slots=True)
 class TopologyFile:
-    """A topology, and the places of its parts: path to line and column, both from 1."""
+    """A topology as it stands in a file.
+
+    Attributes
+    ----------
+    topology
+        What the file describes.
+    places
+        Where its parts stand in the text: path to line and column, both from 1.
+    positions
+        Where its parts are drawn, as far as the file says: name to left and upper edge, in px.
+    """
 
     topology: Topology
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    positions: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def place(self, path: str) -> tuple[int, int]:
         """Find where a path stands, or the nearest part around it."""
@@ -72,7 +88,7 @@ class _Reader:
         self.places: dict[str, tuple[int, int]] = {}
 
     def read(self, node: yaml.Node) -> TopologyFile:
-        parts = self.mapping(node, "", {"version", *_KINDS})
+        parts = self.mapping(node, "", {"version", "positions", *_KINDS})
         version = self.scalar(parts["version"]) if "version" in parts else None
         if type(version) is not int or version != VERSION:
             self.fail(parts.get("version", node), f"version is {version!r}; write version: {VERSION}")
@@ -85,7 +101,18 @@ class _Reader:
                 if kind in parts
             }
         )
-        return TopologyFile(topology, self.places)
+        positions = self.positions(parts["positions"], topology) if "positions" in parts else {}
+        return TopologyFile(topology, self.places, positions)
+
+    def positions(self, node: yaml.Node, topology: Topology) -> dict[str, tuple[int, int]]:
+        known = {item.name for kind in _KINDS for item in getattr(topology, kind)}
+        found = {}
+        for name, below in self.mapping(node, "positions", known).items():
+            pair = [self.scalar(each) for each in below.value] if isinstance(below, yaml.SequenceNode) else []
+            if [type(each) for each in pair] != [int, int]:
+                self.fail(below, f"positions.{name} is two numbers of px: [X, Y]")
+            found[name] = pair[0], pair[1]
+        return found
 
     def fail(self, node: yaml.Node, text: str) -> NoReturn:
         mark = node.start_mark
@@ -166,13 +193,19 @@ class _Reader:
         return value
 
 
-def tree(topology: Topology) -> dict[str, Any]:
-    """Return a topology as the dicts and lists that a file holds; what has its default is left out."""
+def tree(topology: Topology, positions: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Any]:
+    """Return a topology as the dicts and lists that a file holds; what has its default is left out.
+
+    Positions of what is not there are left out, too.
+    """
     found: dict[str, Any] = {"version": VERSION}
     for kind in _KINDS:
         items = getattr(topology, kind)
         if items:
             found[kind] = {item.name: _plain(item) for item in items}
+    names = {item.name for kind in _KINDS for item in getattr(topology, kind)}
+    if here := {name: list(place) for name, place in (positions or {}).items() if name in names}:
+        found["positions"] = here
     return found
 
 
@@ -191,13 +224,13 @@ def _plain(item: Any) -> dict[str, Any]:
     return plain
 
 
-def write_yaml(topology: Topology) -> str:
+def write_yaml(topology: Topology, positions: Mapping[str, tuple[int, int]] | None = None) -> str:
     """Write a topology as YAML; `parse` reads it back."""
     # Escaped: PyYAML writes U+0085 and its like raw, and reads them back as blanks.
-    return yaml.safe_dump(tree(topology), sort_keys=False)
+    return yaml.safe_dump(tree(topology, positions), sort_keys=False)
 
 
-def write_json(topology: Topology) -> str:
+def write_json(topology: Topology, positions: Mapping[str, tuple[int, int]] | None = None) -> str:
     """Write a topology as JSON; `parse` reads it back."""
-    text = json.dumps(tree(topology), indent=2, ensure_ascii=False)
+    text = json.dumps(tree(topology, positions), indent=2, ensure_ascii=False)
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
