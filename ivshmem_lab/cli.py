@@ -32,7 +32,7 @@ Exit status: 0 done, 1 failed, 2 wrong call, 130 interrupted."""
 
 _OTHERS = {
     "up": "start the lab that a topology file describes, and run it until Ctrl-C",
-    "translate": "turn a QEMU command line with the legacy ivshmem device into one for today's QEMU",
+    "translate": "turn a topology (YAML, JSON, QEMU command lines, libvirt XML, Python) or one legacy command line into another format",
     "trace": "draw what `ivshmem-server --trace FILE` recorded as a swim-lane, or replay it",
     "bench": "measure in one run: `bench server` (joining peers), `bench channel` (messages between two processes), "
     "`bench device` (register accesses), `bench linux` (two Linux guests, with TCP beside)",

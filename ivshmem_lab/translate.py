@@ -1,4 +1,4 @@
-"""The command ``ivshmem-lab translate``: a command line of one QEMU for another."""
+"""The command ``ivshmem-lab translate``: a topology, or one command line, from one format into another."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
+from .guests import available, guest_path
 from .topology.formats import FORMATS, translate
 from .topology.formats.argv import split_shell
+from .topology.formats.whole import WHOLE_FORMATS, guess
+from .topology.validate import validate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,16 +23,21 @@ if TYPE_CHECKING:
 PROGRAM = "ivshmem-lab translate"
 
 _ABOUT = """\
-Turn a QEMU command line with the ivshmem device of QEMU up to 3.1 into one for today's QEMU, or back. Everything else
-in it passes through. What the other form cannot say is told on standard error, with what to do about it."""
+Turn a topology from one format into another. What the other format cannot say, and what was read and has no place in
+a topology, is told on standard error, with what to do about it.
+
+From legacy to qemu or back, one command line is turned into the other form of its ivshmem devices, and everything else in
+it passes through."""
 
 _EXAMPLES = """\
 examples:
   ivshmem-lab translate -- qemu-system-x86_64 -m 1G -device ivshmem,shm=board,size=4,role=master
   ivshmem-lab translate old-start.sh > new-start.sh
+  ivshmem-lab translate --from legacy --to yaml old-start.sh > lab.yaml && ivshmem-lab up lab.yaml
+  virsh dumpxml alice | ivshmem-lab translate --from libvirt --to python -
   echo 'qemu-kvm -chardev socket,path=/tmp/s,id=c -device ivshmem,chardev=c,vectors=2' | ivshmem-lab translate --json -
 
-Exit status: 0 done (also with remarks on standard error), 1 failed, 2 wrong call or a device described wrongly."""
+Exit status: 0 done (also with remarks on standard error), 1 failed, 2 wrong call or something described wrongly."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     Raises
     ------
     UsageError
-        When the call or the command line to translate is wrong.
+        When the call or what is to be translated is wrong.
     """
     own, words = list(argv), None
     if "--" in own:
@@ -46,9 +54,15 @@ def main(argv: Sequence[str]) -> int:
         own, words = own[:at], own[at + 1 :]
     options = _parser().parse_args(own)
     if (words is None) == (options.file is None):
-        raise UsageError("give the command line in a FILE (- for standard input), or its words after --")
-    if words is None:
-        words = split_shell(_read(options.file))
+        raise UsageError("give what to translate in a FILE (- for standard input), or a command line's words after --")
+    if {options.origin, options.target} <= FORMATS.keys():
+        _one_command(options, split_shell(_read(options.file)) if words is None else words)
+    else:
+        _whole(options, _read(options.file) if words is None else shlex.join(words))
+    return 0
+
+
+def _one_command(options: argparse.Namespace, words: Sequence[str]) -> None:
     written = translate(words, options.origin, options.target)
     if options.json:
         told = {
@@ -59,12 +73,30 @@ def main(argv: Sequence[str]) -> int:
             "notes": [dataclasses.asdict(note) for note in written.notes],
         }
         print(json.dumps(told))
-    else:
-        print(shlex.join(written.argv))
-        sys.stdout.flush()
-        for note in written.notes:
-            print(f"{PROGRAM}: {'lost' if note.lost else 'note'}: {note}", file=sys.stderr)
-    return 0
+        return
+    print(shlex.join(written.argv))
+    sys.stdout.flush()
+    for note in written.notes:
+        print(f"{PROGRAM}: {'lost' if note.lost else 'note'}: {note}", file=sys.stderr)
+
+
+def _whole(options: argparse.Namespace, text: str) -> None:
+    origin = guess(text) if options.origin == "guess" else options.origin
+    source = "standard input" if options.file == "-" else options.file or "the command line"
+    guests = {name: str(guest_path(name)) for name in available()}
+    parsed = WHOLE_FORMATS[origin].parse(text, source, guests)
+    if problems := validate(parsed.topology):
+        raise UsageError("\n".join(f"{source}: {problem}" for problem in problems))
+    rendered = WHOLE_FORMATS[options.target].write(parsed.topology, parsed.positions, guests)
+    lost = [*parsed.lost, *rendered.lost]
+    if options.json:
+        told = {"from": origin, "to": options.target, "text": rendered.text}
+        print(json.dumps({**told, "lost": [dataclasses.asdict(each) for each in lost]}))
+        return
+    sys.stdout.write(rendered.text)
+    sys.stdout.flush()
+    for each in lost:
+        print(f"{PROGRAM}: lost: {each}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,12 +108,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    formats = "; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
+    about = {name: form.what for name, form in FORMATS.items()}
+    about |= {name: form.what for name, form in WHOLE_FORMATS.items() if name not in about}
+    formats = "; ".join(f"{name}: {what}" for name, what in about.items())
     add = parser.add_argument
-    add("file", metavar="FILE", nargs="?", help="a command line as a shell reads it; - for standard input")
-    add("--from", dest="origin", choices=FORMATS, default="legacy", help=f"format to read ({formats})")
-    add("--to", dest="target", choices=FORMATS, default="qemu", help="format to write (%(default)s)")
-    add("--json", action="store_true", help="print one JSON object: argv, command, notes")
+    add("file", metavar="FILE", nargs="?", help="what to translate; - for standard input")
+    what = f"format to read, or guess ({formats}; default %(default)s)"
+    add("--from", dest="origin", choices=[*about, "guess"], default="legacy", help=what)
+    add("--to", dest="target", choices=list(about), default="qemu", help="format to write (%(default)s)")
+    add("--json", action="store_true", help="print one JSON object: argv, command, notes; or text and lost")
     return parser
 
 

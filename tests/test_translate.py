@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from ivshmem_lab.cli import main
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SCRIPT = """\
 # how we start it
@@ -62,8 +62,8 @@ def test_words_and_json(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "give the command line in a FILE (- for standard input), or its words after --"),
-        (["file", "--", "word"], "give the command line in a FILE"),
+        ([], "give what to translate in a FILE (- for standard input), or"),
+        (["file", "--", "word"], "give what to translate in a FILE"),
         (["/nonexistent"], "'/nonexistent' cannot be read: No such file"),
         (["--", "-device", "ivshmem"], "You must specify either 'shm' or 'chardev'"),
         (["--from", "xml", "-"], "invalid choice: 'xml'"),
@@ -81,3 +81,89 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert re.search(r"examples:\n  ivshmem-lab translate -- qemu-system-x86_64 .*-device ivshmem,", out)
     assert "legacy: -device ivshmem,… of QEMU up to 3.1" in " ".join(out.split())
+
+
+LAB = """\
+version: 1
+servers: {board: {size: 1M, vectors: 2}}
+memories: {frame: {size: 1M}}
+vms:
+  alice: {guest: pingpong, args: role=pong, devices: [{server: board}, {memory: frame}]}
+  bob: {emulator: qemu, guest: pingpong, args: role=ping peer=0 rounds=3 exit=1, devices: [{server: board}]}
+peers: {me: {server: board}}
+"""
+
+
+@pytest.mark.qemu
+def test_a_topology_becomes_a_script_that_starts_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lab.yaml").write_text(LAB)
+    assert main(["translate", "--from", "yaml", "--to", "qemu", str(tmp_path / "lab.yaml")]) == 0
+    script, err = capsys.readouterr()
+    assert err.startswith(
+        "ivshmem-lab translate: lost: peers.me: all of it: a host peer is the lab's own process; start"
+    )
+    assert len(err.splitlines()) == 1
+    script = script.replace("/tmp/", f"{tmp_path}/").replace("=/dev/shm/", f"={tmp_path}/")
+    # Peer ids follow the order of joining, and bob looks for peer 0.
+    first, second = script.split("qemu-system-x86_64")
+    waiting = "until grep -q peer_id=0 alice.log; do sleep 0.1; done\n"
+    first = first.replace(" &\n", ' & pids="$! $pids"\n')
+    second = second.replace("wait\n", 'wait $!; echo "bob: $?"; kill $pids; wait\n')
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", f"{first}{waiting}qemu-system-x86_64{second}"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "bob: 1" in done.stdout, done.stderr
+    assert "rounds=3" in (tmp_path / "bob.log").read_text()
+
+
+def test_a_topology_becomes_a_program_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lab.yaml").write_text(LAB.replace("emulator: qemu, ", ""))
+    assert main(["translate", "--from", "guess", "--to", "python", str(tmp_path / "lab.yaml")]) == 0
+    program, err = capsys.readouterr()
+    assert err == ""
+    done = subprocess.run(
+        [sys.executable, "-c", program], input="\n", capture_output=True, text=True, timeout=60, check=True
+    )
+    assert re.search(r"^alice +unicorn VM +running +1 +2 +1M +board$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("origin", "text", "argv", "message"),
+    [
+        ("yaml", "version: 1\nvm: {}", [], "lab:2:1: unknown key 'vm'"),
+        ("yaml", "version: 1\npeers: {me: {server: x}}", [], "lab: peers.me.server: there is no server 'x'"),
+        ("libvirt", "<!DOCTYPE x><domain/>", [], "the XML has a document type (x)"),
+        ("python", "import os", [], "lab:1:1: this is not read"),
+        ("qemu", "ls", ["--to", "yaml"], "there is no QEMU command line"),
+    ],
+)
+def test_what_is_described_wrongly_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], origin: str, text: str, argv: list[str], message: str
+) -> None:
+    (tmp_path / "lab").write_text(text)
+    assert main(["translate", "--from", origin, *argv, str(tmp_path / "lab")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err.replace(f"{tmp_path}/", "")
+
+
+def test_a_pasted_command_line_becomes_a_topology_file(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "kvm -m 64 -chardev socket,path=/run/one,id=c -device ivshmem,chardev=c,size=8,vectors=2,msi=off"
+    assert main(["translate", "--to", "yaml", "--json", "--", *words.split()]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["from"], told["to"], [each["path"] for each in told["lost"]]) == ("legacy", "yaml", ["vms.vm1"])
+    assert main(["translate", "--to", "yaml", "--", *words.split()]) == 0
+    out, err = capsys.readouterr()
+    assert out == told["text"]
+    assert "one:" in out
+    assert "size: 8M" in out
+    assert err == (
+        "ivshmem-lab translate: lost: vms.vm1: ivshmem device with chardev=c: msi=off: a lab's devices have MSI-X only\n"
+    )

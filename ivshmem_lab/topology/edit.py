@@ -98,7 +98,7 @@ def rename(topology: Topology, name: str, new: str) -> Topology:
     end = "server" if isinstance(node, Server) else "memory"
 
     def led(link: Link) -> Link:
-        return _changed(link, {end: new}) if getattr(link, end) == name else link
+        return changed(link, {end: new}) if getattr(link, end) == name else link
 
     return replace(
         topology,
@@ -171,7 +171,7 @@ def connect(topology: Topology, source: str, target: str, **properties: Any) -> 
     user, shared = _ends(topology, source, target)
     if isinstance(user, HostPeer):
         return _with(topology, user.name, replace(user, server=shared.name))
-    link = _changed(_link(shared), properties)
+    link = changed(_link(shared), properties)
     return _with(topology, user.name, replace(user, devices=(*user.devices, link)))
 
 
@@ -205,14 +205,14 @@ def set_property(topology: Topology, name: str, key: str, value: Any, device: in
     if key in ("name", "devices") or (isinstance(node, HostPeer) and key == "server"):
         raise UsageError(f"{key} is no property; use rename, connect or disconnect")
     if device is None:
-        return _with(topology, name, _changed(node, {key: value}))
+        return _with(topology, name, changed(node, {key: value}))
     if not isinstance(node, Vm):
         raise UsageError(f"{name} is no machine, so it has no devices")
     if key in ("server", "memory"):
         raise UsageError(f"{key} is no property; use disconnect and connect")
     index = _index(node, device)
-    changed = _changed(node.devices[index], {key: value})
-    return _with(topology, name, replace(node, devices=(*node.devices[:index], changed, *node.devices[index + 1 :])))
+    new = changed(node.devices[index], {key: value})
+    return _with(topology, name, replace(node, devices=(*node.devices[:index], new, *node.devices[index + 1 :])))
 
 
 class History(Generic[_T]):
@@ -303,8 +303,20 @@ def _index(vm: Vm, device: int | None) -> int:
     return device
 
 
-def _changed(item: Any, properties: dict[str, Any]) -> Any:
-    """Change fields, keeping the kind of their values."""
+def put(item: _T, **values: Any) -> _T:
+    """Replace fields of a part of a topology, or of one."""
+    new: _T = replace(item, **values)  # type: ignore[type-var]
+    return new
+
+
+def changed(item: Any, properties: dict[str, Any]) -> Any:
+    """Replace fields with values of their kind; not the name, and not devices.
+
+    Raises
+    ------
+    UsageError
+        There is no such field, or the value is of another kind.
+    """
     known = {part.name: str(part.type) for part in fields(item) if part.name not in ("name", "devices")}
     kinds: dict[str, Callable[[Any], bool]] = {
         "int": lambda value: type(value) is int,

@@ -132,6 +132,9 @@ _QUOTED = re.compile(r"""(?:\A|(?<=\s))\#[^\n]* | '[^']*' | "(?:\\.|[^"\\])*" | 
 """Comments, quotations and escapes of a shell."""
 
 
+_END_OF_COMMAND = re.compile(r"(?<![<>])&+|;|\n")
+
+
 def _joined(quoted: re.Match[str]) -> str:
     r"""Take the ends of lines behind a ``\`` away, which `shlex` keeps."""
     text = quoted[0]
@@ -154,6 +157,28 @@ def split_shell(text: str) -> list[str]:
         return shlex.split(_QUOTED.sub(_joined, text), comments=True)
     except ValueError as error:
         raise UsageError(f"the command line cannot be split into words: {error}") from error
+
+
+def split_commands(text: str) -> list[list[str]]:
+    r"""Split a script into the words of its commands: at the ends of lines, ``;`` and ``&``.
+
+    >>> split_commands("a 'b;' & # no\nc d; e")
+    [['a', 'b;'], ['c', 'd'], ['e']]
+
+    Raises
+    ------
+    UsageError
+        When a quotation is not closed.
+    """
+    commands, at = [""], 0
+    for quoted in [*_QUOTED.finditer(text), None]:
+        first, *others = _END_OF_COMMAND.split(text[at : quoted.start() if quoted else len(text)])
+        commands[-1] += first
+        commands += others
+        if quoted:
+            commands[-1] += quoted[0]
+            at = quoted.end()
+    return [words for command in commands if (words := split_shell(command))]
 
 
 def cut(argv: Sequence[str]) -> list[Option]:
