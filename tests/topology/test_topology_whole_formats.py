@@ -333,3 +333,25 @@ def test_any_text_is_read_or_refused(name: str, text: str) -> None:
         return
     assert isinstance(parsed.topology, Topology)
     WHOLE_FORMATS[guess(text)]
+
+
+CUTS = st.tuples(
+    st.floats(0, 1), st.integers(0, 12), st.sampled_from(["", "0", "-1", "x", '"', "\\", ",", "=", "\n", "<", "("])
+)
+
+
+@given(st.sampled_from(list(WHOLE_FORMATS)), topologies(), st.lists(CUTS, min_size=1, max_size=4))
+def test_a_text_with_mistakes_is_read_or_refused(
+    name: str, topology: Topology, cuts: list[tuple[float, int, str]]
+) -> None:
+    text = WHOLE_FORMATS[name].write(topology).text
+    for where, length, instead in cuts:
+        at = int(where * len(text))
+        text = text[:at] + instead + text[at + length :]
+    try:
+        parsed = WHOLE_FORMATS[name].parse(text)
+    except UsageError:
+        return
+    for form in WHOLE_FORMATS.values():
+        if validate(parsed.topology) == []:
+            form.write(parsed.topology)

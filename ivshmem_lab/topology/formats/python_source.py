@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import UsageError
@@ -57,7 +58,9 @@ def parse(text: str, source: str = "program") -> Parsed:
         It is no Python, or does something else: ``source:line:column: …``.
     """
     try:
-        tree = ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(text)
     except SyntaxError as error:
         raise UsageError(f"{source}:{error.lineno or 1}:{error.offset or 1}: no Python: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:
