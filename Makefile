@@ -32,7 +32,8 @@ SEED ?=
 conformance: $(VENV)/.test  ## compare 100000 random accesses with real QEMU (ACCESSES=, SEED=)
 	@IVSHMEM_LAB_ACCESSES=$(ACCESSES) IVSHMEM_LAB_SEED=$(SEED) $(BIN)/pytest -s -q tests/conformance
 
-fuzz: $(VENV)/.test  ## a million mutated inputs for peers and for the control socket (some minutes)
+fuzz: $(VENV)/.test  ## a million mutated inputs for peers and for the control socket, 200 pairs of topologies applied (some minutes)
+	@IVSHMEM_LAB_APPLY_EXAMPLES=200 $(BIN)/pytest -k after_applying tests/lab/test_lab_apply.py
 	@IVSHMEM_LAB_FUZZ_INPUTS=1000000 $(BIN)/pytest -k mutated tests/peer/test_peer_hostile_server.py tests/server/test_server_control.py
 
 guests: $(VENV)/.demo  ## build the guest programs again from their sources (needs gcc)

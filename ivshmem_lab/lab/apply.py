@@ -72,6 +72,7 @@ class _Doer:
     def _watched(self, action: Action) -> Iterator[None]:
         """Tell of a failure, and name the step in it."""
         try:
+            self._lab.require_open("lab.apply()")
             yield
         except IvshmemLabError as error:
             self._tell(action, "failed", error)

@@ -26,10 +26,10 @@ from ..ipc.memory import SharedMemory
 from ..ipc.runtime_dir import check_socket_path, runtime_dir
 from ..peer.peer import Peer
 from ..topology.plan import plan
-from ..topology.validate import validate
 from ..units import check_memory_size, parse_size
 from .apply import carry_out
 from .arguments import read_name
+from .check import problems_here
 from .define import define_vm
 from .describe import describe, rows
 from .guard import Guard
@@ -286,9 +286,9 @@ class Lab(Membership):
         UsageError
             The topology has problems; each is named with its place and a remedy.
         """
-        if problems := validate(wanted):
-            raise UsageError("; ".join(map(str, problems)))
         current, standing = describe(self.members, self._peer_servers)
+        if problems := problems_here(wanted, current):
+            raise UsageError("; ".join(map(str, problems)))
         return plan(current, wanted, standing)
 
     def apply(self, wanted: Topology, on_step: OnStep | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import LabError, UsageError
 from ..peer.peer import Peer
+from .check import problems_here
 from .describe import describe
 from .members import LabVm
 from .servers import LabMemory, LabServer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..topology.model import Topology
+    from ..topology.validate import Problem
     from .describe import Member
 
 
@@ -67,6 +69,10 @@ class Membership:
         cannot say of a `LinuxGuest`. A device or peer whose server was closed still names it.
         """
         return describe(self.members, self._peer_servers)[0]
+
+    def problems(self, wanted: Topology) -> list[Problem]:
+        """Return what is wrong with a topology, also here and now: a guest, a CPU or an emulator that is not there."""
+        return problems_here(wanted, self.topology())
 
     def forget(self, name: str, member: object) -> None:
         """Free the name of a member that is gone."""

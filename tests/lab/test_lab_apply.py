@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ivshmem_lab import Lab
 from ivshmem_lab.errors import ApplyError, UsageError, VmError
+from ivshmem_lab.guests import guest_path
 from ivshmem_lab.lab.members import LabVm
 from ivshmem_lab.topology.model import HostPeer, Link, Memory, Server, Topology, Vm
 from ivshmem_lab.topology.plan import Standing, Verb, plan
@@ -139,6 +140,7 @@ def test_a_device_of_the_machines_start_can_be_unplugged_and_others_plugged_whil
         assert len(board.peers) == devices.count(AT_BOARD)
         assert (alice.pid, alice.state) == (pid, "running")
     assert alice.servers == ()
+    assert (alice.guards > 0) == (emulator == "qemu")
 
 
 def test_what_was_there_at_the_start_of_a_q35_cannot_go_so_the_machine_is_defined_anew(lab):
@@ -212,6 +214,41 @@ def test_a_wrong_topology_changes_nothing(lab):
     with pytest.raises(UsageError, match=r"vms\.alice\.devices\[0\]\.server: there is no server 'nope'"):
         lab.apply(Topology((), (), (Vm("alice", devices=(Link(server="nope"),)),)))
     assert "board" in lab
+
+
+def test_what_is_not_there_is_a_problem_before_anything_is_done(lab, tmp_path):
+    elf = tmp_path / "guest.elf"
+    elf.write_bytes(guest_path("probe").read_bytes())
+    alice = replace(watcher("alice"), guest=str(elf))
+    lab.apply(Topology((), (), (alice,)))
+    elf.unlink()
+    wrong = Vm("bob", "unicorn", "nope", memory_bytes=5000, cpu=4096)
+    tiny = Vm("tiny", "qemu", "linux", memory_bytes=1 << 20)
+    wanted = Topology((BOARD,), (), (alice, wrong, tiny))
+    assert [(problem.code, problem.path) for problem in lab.problems(wanted)] == [
+        ("guest", "vms.bob.guest"),
+        ("memory", "vms.bob.memory"),
+        ("cpu", "vms.bob.cpu"),
+        ("memory", "vms.tiny.memory"),
+    ]
+    with pytest.raises(UsageError, match=r"vms\.bob\.guest: guest 'nope' is unknown; there are "):
+        lab.apply(wanted)
+    assert lab.topology() == Topology((), (), (alice,))
+    lab.apply(Topology((BOARD,), (), (alice,)))
+
+
+def test_an_emulator_that_is_not_installed_is_a_problem(lab, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (problem,) = lab.problems(Topology((), (), (watcher("alice", emulator="qemu"),)))
+    assert (problem.code, problem.path) == ("emulator", "vms.alice.emulator")
+    assert "qemu-system-x86_64 is not on PATH; install it" in problem.what
+
+
+def test_a_lab_that_is_closed_in_the_middle_ends_the_plan(lab):
+    wanted = Topology((BOARD,), (), (watcher("alice", AT_BOARD),))
+    with pytest.raises(ApplyError, match=r"^step 2, define vm alice .*: .*this lab is closed") as caught:
+        lab.apply(wanted, lambda action, phase, error: lab.close() if phase == "done" else None)
+    assert (caught.value.done, caught.value.left) == (("create server board (64K, 2 vectors)",), 1)
 
 
 def test_threads_take_turns(lab):
