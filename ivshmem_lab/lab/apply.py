@@ -130,7 +130,7 @@ class _Doer:
             guest if name is not None and name == vm.guest else vm.guest,  # a LinuxGuest says more than its name
             vm.args,
             emulator=vm.emulator,
-            connect=[self._member(link.target, LabServer) for link in vm.devices if not is_plugged(link)],
+            connect=[self._member(link.target, LabServer) for link in vm.devices if not is_plugged(link, vm)],
             memory=vm.memory_bytes,
             machine=vm.machine,
             root_ports=vm.root_ports,

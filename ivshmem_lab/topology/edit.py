@@ -124,7 +124,11 @@ def why_not(topology: Topology, source: str, target: str) -> str | None:
         return None
     link = _link(shared)
     if places_left(user, link) < 1:
-        remedy = "give it more root_ports, or" if user.machine == "q35" else "add another machine, or"
+        remedy = (
+            "give it more root_ports, or"
+            if user.machine == "q35" or user.guest == "linux"
+            else "add another machine, or"
+        )
         return f"{user.name} has no place left for a device; {remedy} disconnect one"
     return None
 

@@ -119,15 +119,19 @@ def plan(current: Topology, wanted: Topology, standing: Standing | None = None) 
         links = (
             _without(vm.devices, kept[vm.name].devices)
             if vm.name in kept
-            else [link for link in vm.devices if is_plugged(link)]
+            else [link for link in vm.devices if is_plugged(link, vm)]
         )
         begins += [Action(Verb.PLUG, vm.name, link) for link in links]
     return (*ends, *begins)
 
 
-def is_plugged(link: Link) -> bool:
-    """Whether a device comes into a new machine only when it runs: plain memory, and properties of its own."""
-    return link != Link(server=link.server)
+def is_plugged(link: Link, vm: Vm) -> bool:
+    """Whether a device comes into a new machine only when it runs.
+
+    Plain memory does, and a device with properties of its own; and all of a Linux guest, which can let go only of what was
+    plugged into a root port (QEMU 7.2, q35).
+    """
+    return vm.guest == "linux" or link != Link(server=link.server)
 
 
 def _lost(vm: Vm, other: Vm | None, gone: set[str], standing: Standing) -> list[Link] | None:

@@ -82,7 +82,7 @@ def _vm_words(vm: Vm) -> Iterable[str]:
         yield f"args={_text(vm.args)}"
     if vm.emulator != "unicorn":
         yield f"emulator={_text(vm.emulator)}"
-    servers = [variable(link.target) for link in vm.devices if not is_plugged(link)]
+    servers = [variable(link.target) for link in vm.devices if not is_plugged(link, vm)]
     if servers:
         yield f"connect={servers[0] if len(servers) == 1 else '[' + ', '.join(servers) + ']'}"
     if vm.memory_bytes is not None:

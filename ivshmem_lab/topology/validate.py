@@ -98,10 +98,10 @@ def places_left(vm: Vm, link: Link | None = None) -> int:
     """
     if vm.machine == "pc" and vm.guest != "linux":
         return PC_PLACES - len(vm.devices)
-    if link is not None and not is_plugged(link):
+    if link is not None and not is_plugged(link, vm):
         return 1
     ports = DEFAULT_ROOT_PORTS if vm.root_ports is None else vm.root_ports
-    return ports - sum(map(is_plugged, vm.devices))
+    return ports - sum(is_plugged(each, vm) for each in vm.devices)
 
 
 def _names(topology: Topology) -> Iterator[Problem]:

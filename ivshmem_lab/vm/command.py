@@ -64,6 +64,8 @@ class Machine:
         Options that come before all devices.
     ports
         Names of virtio-serial ports, each with an inherited socket; they need a ``virtio-serial-pci`` in `platform`.
+    port_room
+        Property of the root ports that keeps room for the memory of what is plugged in later.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Machine:
     accelerator: str = "tcg"
     platform: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
+    port_room: str = ""
 
     def port_names(self) -> tuple[str, ...]:
         """Return the ids of the root ports, which are also the names of the buses behind them."""
@@ -117,7 +120,8 @@ class Machine:
             options += ["-device", f"virtserialport,chardev=port{number},name={port}"]
         options += ["-device", f"isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=0x04"]
         for number, port in enumerate(self.port_names(), 1):
-            options += ["-device", f"pcie-root-port,id={port},bus=pcie.0,chassis={number},slot={number}"]
+            root_port = f"pcie-root-port,id={port},bus=pcie.0,chassis={number},slot={number}"
+            options += ["-device", f"{root_port},{self.port_room}" if self.port_room else root_port]
         for number, connection in enumerate(self.connections):
             chardev = f"{boot_device_id(number)}-chardev"  # named as those of plugged devices: unplugged alike
             options += ["-chardev", f"socket,id={chardev},path={escape(connection.path)}"]

@@ -26,6 +26,7 @@ from ivshmem_lab.errors import UsageError, VmError
 from ivshmem_lab.guests.linux import tool_path
 from ivshmem_lab.lab.linux import LinuxVm
 from ivshmem_lab.peer.channel import Channel, ChannelClosedError, area_bytes
+from ivshmem_lab.topology.model import Link, Memory, Server, Topology, Vm
 from ivshmem_lab.vm.completed import GuestCommandError
 from ivshmem_lab.vm.linux.guest import Cable, LinuxGuest
 from ivshmem_lab.vm.linux.image import CACHE_VARIABLE, find_image
@@ -395,6 +396,28 @@ def test_a_guest_that_ends_tells_those_who_wait(image: dict[str, Any], environme
         assert vm.wait_end(LIMIT_S)
         with pytest.raises(VmError):
             vm.run(["true"])
+
+
+def test_the_devices_of_a_running_guest_follow_the_topology(image: dict[str, Any], environment: dict[str, str]) -> None:
+    board, frame = Server("board", 4 << 20, 2), Memory("frame", 256 << 20)
+    at_board, at_frame = Link(server="board"), Link(memory="frame")
+    with pytest.MonkeyPatch.context() as patch, Lab() as lab:
+        patch.setenv(CACHE_VARIABLE, environment[CACHE_VARIABLE])
+        pids = set()
+        for devices in ((at_board,), (at_board, at_frame), ()):
+            wanted = Topology((board,), (frame,), (Vm("dora", "qemu", "linux", devices=devices),))
+            lab.apply(wanted)
+            assert lab.topology() == wanted
+            vm = lab["dora"]
+            assert isinstance(vm, LinuxVm)
+            vm.wait_ready(LIMIT_S * 2)
+            for device in vm.devices:
+                device.wait_seen(LIMIT_S)
+            shown = vm.run([TOOL, "info"]).json()["devices"]
+            sizes = {"board": board.size_bytes, "frame": frame.size_bytes}
+            assert sorted(each["memory_bytes"] for each in shown) == sorted(sizes[link.target] for link in devices)
+            pids.add(vm.pid)
+        assert len(pids) == 1
 
 
 def test_the_command_boots_runs_and_passes_on(

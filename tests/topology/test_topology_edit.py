@@ -90,14 +90,17 @@ def test_the_reason_why_two_cannot_be_connected_is_told(source: str, target: str
     assert edit.why_not(full, "ports", "board") is None
 
 
-def test_too_many_devices_are_a_problem() -> None:
-    for vm in (
+@pytest.mark.parametrize(
+    "vm",
+    [
         Vm("a", devices=31 * (Link(memory="frame"),)),
         Vm("a", machine="q35", devices=5 * (Link(memory="frame"),)),
-    ):
-        assert [(problem.code, problem.path) for problem in validate(edit.add(LAB, vm))] == [
-            ("places", "vms.a.devices")
-        ]
+        Vm("a", "qemu", "linux", devices=5 * (Link(server="board"),)),
+    ],
+)
+def test_too_many_devices_are_a_problem(vm: Vm) -> None:
+    assert [(problem.code, problem.path) for problem in validate(edit.add(LAB, vm))] == [("places", "vms.a.devices")]
+    assert validate(edit.add(LAB, replace(vm, devices=vm.devices[1:]))) == []
 
 
 def test_properties_are_changed_in_place() -> None:

@@ -110,7 +110,7 @@ class Bench:
                 self.fixed = [pair for pair in self.fixed if pair[0] != action.name]
             case Verb.DEFINE, Vm() as vm:
                 assert vm.name not in self.vms
-                self.vms[vm.name], self.devices[vm.name] = vm, [x for x in vm.devices if not is_plugged(x)]
+                self.vms[vm.name], self.devices[vm.name] = vm, [x for x in vm.devices if not is_plugged(x, vm)]
                 assert {x.target for x in self.devices[vm.name]} <= set(self.stores)
             case Verb.REMOVE, _:
                 assert action.name not in self.users()

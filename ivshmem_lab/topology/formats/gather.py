@@ -129,7 +129,7 @@ class Gather:
             link = Link(server.name, None, raw.vectors or 1, raw.master, raw.ioeventfd)
             if raw.vectors == max(1, server.vectors):
                 link = replace(link, vectors=None)
-            if is_plugged(link):
+            if is_plugged(link, vm):
                 why = "one with properties of its own is plugged in right after the start"
                 self.lose(f"vms.{name}.devices[{number}]", "a device that is there at the start", why)
             links.append(link)

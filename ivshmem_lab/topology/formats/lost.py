@@ -13,7 +13,7 @@ from ..plan import is_plugged
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ..model import Link
+    from ..model import Vm
 
 _KINDS = tuple(part.name for part in fields(Topology))
 
@@ -87,7 +87,7 @@ def _differences(written: Topology, read: Topology, *, in_order: bool) -> Iterat
                 continue
             yield from _fields(path, item, other)
             if kind == "vms":
-                yield from _devices(path, item.devices, other.devices, in_order=in_order)
+                yield from _devices(path, item, other, in_order=in_order)
 
 
 def _fields(path: str, item: Any, other: Any) -> Iterator[tuple[str, str]]:
@@ -100,13 +100,11 @@ def _fields(path: str, item: Any, other: Any) -> Iterator[tuple[str, str]]:
             )
 
 
-def _devices(
-    path: str, links: tuple[Link, ...], others: tuple[Link, ...], *, in_order: bool
-) -> Iterator[tuple[str, str]]:
-    ours, theirs = list(enumerate(links)), list(others)
+def _devices(path: str, vm: Vm, other_vm: Vm, *, in_order: bool) -> Iterator[tuple[str, str]]:
+    ours, theirs = list(enumerate(vm.devices)), list(other_vm.devices)
     if not in_order:
-        ours.sort(key=lambda pair: is_plugged(pair[1]))
-        theirs.sort(key=is_plugged)
+        ours.sort(key=lambda pair: is_plugged(pair[1], vm))
+        theirs.sort(key=lambda link: is_plugged(link, other_vm))
     if len(ours) != len(theirs):
         yield f"{path}.devices", f"{len(ours)} devices become {len(theirs)}"
     for (number, link), other in zip(ours, theirs, strict=False):

@@ -21,6 +21,12 @@ DEFAULT_MEMORY_BYTES = 128 * MIB
 LEAST_MEMORY_BYTES = 96 * MIB
 """With 64 MiB the kernel panics while it unpacks itself (measured: Debian 6.1 cloud)."""
 
+PORT_ROOM_BYTES = 1 << 30
+"""Largest memory that can be plugged into a running guest.
+
+Without it a device of 4 MiB gets no address for its BAR 2 (Linux 6.1: "can't assign; no space"): the firmware
+(SeaBIOS of QEMU 7.2) opens a window of 2 MiB for an empty root port."""
+
 _COMMAND_LINE = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check intel_iommu=on"
 _ACCELERATOR = "tcg,thread=multi,tb-size=32"
 """A translation buffer of 32 MiB boots as fast as the default of 1 GiB and takes less memory (measured)."""
@@ -167,5 +173,6 @@ def linux_machine(
         accelerator=_ACCELERATOR,
         platform=tuple(platform),
         ports=(PORT_NAME,),
+        port_room=f"pref64-reserve={PORT_ROOM_BYTES}",
         cable=end,
     )
