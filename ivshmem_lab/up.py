@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
+from .lab.check import problems_here
 from .lab.from_topology import lab_from_topology
 from .topology.formats.yaml_file import parse
 from .topology.model import Topology
 from .topology.plan import plan
-from .topology.validate import validate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{options.file} cannot be read: {error}") from error
     file = parse(text, options.file)
-    problems = validate(file.topology)
+    problems = problems_here(file.topology, Topology())
     if problems:
         raise UsageError("\n".join("{}:{}:{}: {}".format(options.file, *file.place(p.path), p) for p in problems))
     steps = [str(action) for action in plan(Topology(), file.topology)]

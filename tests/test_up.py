@@ -55,3 +55,13 @@ def test_problems_of_a_file_come_with_line_and_column(tmp_path: Path, capsys: py
     path.write_text("version: 1\nvms:\n  alice:\n    devices:\n      - server: board\n")
     assert main(["up", str(path)]) == 2
     assert f"{path}:5:9: vms.alice.devices[0].server: there is no server 'board'" in capsys.readouterr().err
+
+
+def test_what_is_not_there_comes_with_line_and_column_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text("version: 1\nvms:\n  alice:\n    guest: nope\n    cpu: 4096\n")
+    assert main(["up", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{path}:4:5: vms.alice.guest: guest 'nope' is unknown; there are " in err
+    assert f"{path}:5:5: vms.alice.cpu: cpu 4096 is not one this process may use" in err
