@@ -1,0 +1,1 @@
+"""Widgets for notebooks: the lab to look at and to work with."""
