@@ -157,8 +157,34 @@ class PluggableVm:
         device.unplug(timeout_s)
         return device
 
-    def device(self, source: Source, *, vectors: int | None = None, **properties: Any) -> LabDevice:
+    @property
+    def slots(self) -> list[tuple[str, str]]:
+        """Its places for devices, such as ``"pci.0 slot 0x04"``, each with the device's id, or empty when it is free.
+
+        Raises
+        ------
+        VmError
+            There is no machine, or no answer in time.
+        """
+        self._home.require_open(f"{self.name}.slots")
+        return self._home.loop.call(self._slots())
+
+    def device(
+        self,
+        source: Source | None = None,
+        *,
+        device_id: str | None = None,
+        vectors: int | None = None,
+        **properties: Any,
+    ) -> LabDevice:
         """Return the device that shows a server or a memory, also one of the machine's start; see `unplug`.
+
+        Parameters
+        ----------
+        source, vectors, **properties
+            As `unplug`'s.
+        device_id
+            Its id in the machine, instead: for one of several that show the same.
 
         Raises
         ------
@@ -169,10 +195,14 @@ class PluggableVm:
         """
         self._home.require_open(f"{self.name}.device()")
         there = self.attached
-        found = choose(there, source, vectors, properties)
+        if device_id is not None:
+            found = next((each for each in there if each.device_id == device_id), None)
+        else:
+            found = None if source is None else choose(there, source, vectors, properties)
         if found is None:
             shown = ", ".join(f"{each.device_id} ({each.link or each.source})" for each in there) or "none"
-            raise UsageError(f"{self.name} has no such device of {source!r}; its devices: {shown}")
+            wanted = f"of {source!r}" if device_id is None else f"{device_id!r}"
+            raise UsageError(f"{self.name} has no such device {wanted}; its devices: {shown}")
         if found.device is not None:
             return found.device
         boot = next(boot for boot in self._boot if boot.device_id == found.device_id)
@@ -205,6 +235,10 @@ class PluggableVm:
         plugged = LabDevice(self._home, self.name, device, source, ids[-1] if ids else None, link)
         self._devices = [*self.devices, plugged]
         return plugged
+
+    async def _slots(self) -> list[tuple[str, str]]:
+        table = self._take_hotplug().slots.table(await self._vm.execute("query-pci"))
+        return [(str(place), device_id) for place, device_id in table]
 
     async def _adopt(self, boot: BootDevice) -> LabDevice:
         if boot.device is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from ..errors import LabError, VmError
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..ipc.memory import SharedMemory
-    from ..server.events import PeerInfo
+    from ..server.events import PeerInfo, ServerEvent
     from .home import Home
 
 _SETTLE_TIME_LIMIT_S = 2.0
 _LOOK_EVERY_S = 0.002
+KEPT_EVENTS = 1000
 
 
 class LabServer:
@@ -41,7 +43,8 @@ class LabServer:
         self._home = home
         self._shared = memory
         # A lab may hold real QEMU at any time, which dies of what other peers do (Server, "shield").
-        self._server = Server(path, memory, vectors, shield_qemu=True)
+        self._server = Server(path, memory, vectors, self._note, shield_qemu=True)
+        self._events: deque[tuple[float, ServerEvent]] = deque(maxlen=KEPT_EVENTS)
         self.name = name
         self.path = path
         self.size_bytes = memory.size_bytes
@@ -61,6 +64,11 @@ class LabServer:
             return self._server.peers
 
         return self._home.loop.call(ask())
+
+    @property
+    def events(self) -> list[tuple[float, ServerEvent]]:
+        """What it told, oldest first, each with its time (`time.monotonic`); the last 1000 are kept."""
+        return list(self._events.copy())  # in one go, whatever the loop is doing
 
     def close(self) -> None:
         """Disconnect everybody and remove the socket; the name is free again. May be repeated."""
@@ -105,6 +113,9 @@ class LabServer:
     def ids_of(self, pid: int | None) -> list[int]:
         """Return the peer ids of a process, in the order they joined; on the lab's loop."""
         return [peer.peer_id for peer in self._server.peers.values() if peer.pid == pid]
+
+    def _note(self, event: ServerEvent) -> None:
+        self._events.append((time.monotonic(), event))
 
     def rows(self, known: set[tuple[str, int]]) -> list[Row]:
         """Return its own line, and one for each peer that is no member of the lab; on the lab's loop."""

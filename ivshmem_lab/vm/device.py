@@ -70,6 +70,8 @@ class Step:
         What came back: a QMP answer or event; None when there was none.
     error
         Why it failed; empty when it did not.
+    done_s
+        When it was done, `time.monotonic`.
     """
 
     state: DeviceState
@@ -78,6 +80,7 @@ class Step:
     command: dict[str, Any] | None = None
     answer: Any = None
     error: str = ""
+    done_s: float = 0.0
 
 
 class HotplugDevice:
@@ -326,7 +329,8 @@ class HotplugDevice:
         error: str = "",
     ) -> None:
         self._state = state
-        step = Step(state, what, time.monotonic() - begun, command, answer, error)
+        now = time.monotonic()
+        step = Step(state, what, now - begun, command, answer, error, now)
         self.steps.append(step)
         if self.on_step is not None:
             self.on_step(step)

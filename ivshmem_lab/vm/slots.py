@@ -114,6 +114,14 @@ class Slots:
         self._taken.add(place)
         return place
 
+    def table(self, pci: list[Any]) -> list[tuple[Place, str]]:
+        """Return every place with what sits there: a device's id, ``"taken"`` for one without, empty when it is free."""
+        ids = {Place("pci.0", device["slot"]): device.get("qdev_id") or "taken" for device in pci[0]["devices"]}
+        for device in pci[0]["devices"]:
+            for behind in device.get("pci_bridge", {}).get("devices", []):
+                ids[Place(device.get("qdev_id", ""), behind["slot"])] = behind.get("qdev_id") or "taken"
+        return [(place, ids.get(place, "taken" if place in self._taken else "")) for place in self.places]
+
     def free(self, place: Place) -> None:
         """Give a place back."""
         self._taken.discard(place)

@@ -6,7 +6,7 @@ and what is left of control and direction characters becomes a visible sign. No 
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import re
 from collections import deque
 from dataclasses import dataclass
@@ -24,7 +24,9 @@ LONGEST_LINE = 4096
 TAB = 8
 
 _LONGEST_SEQUENCE = 256
-_PLAIN = re.compile(r"[\x20-\x7e\xa0-\u180d\u180f-\u200a\u2010-\u2027\u2030-\u205f\u2070-\ufefe\uff00-\ufff8\ufffc-\U000dffff]+")
+_PLAIN = re.compile(
+    r"[\x20-\x7e\xa0-\u180d\u180f-\u200a\u2010-\u2027\u2030-\u205f\u2070-\ufefe\uff00-\ufff8\ufffc-\U000dffff]+"
+)
 _COLOURS = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
 
 
@@ -89,12 +91,12 @@ class Found:
 
 
 class Scrollback:
-    """The last lines of one guest.
+    r"""The last lines of one guest.
 
     >>> seen = Scrollback()
-    >>> seen.feed("boot\\x1b[31m failed\\x1b[0m\\n$ ", time_s=0.0)
+    >>> seen.feed("boot\x1b[31m failed\x1b[0m\n$ ", time_s=0.0)
     >>> seen.text()
-    'boot failed\\n$ '
+    'boot failed\n$ '
     >>> seen.lines()[0].spans[1]
     Span(text=' failed', style=Style(colour='red', bold=False))
 
@@ -290,9 +292,9 @@ class Scrollback:
 
 
 def visible(character: str) -> str:
-    """Return a sign for a character that has none or that turns the direction of what follows.
+    r"""Return a sign for a character that has none or that turns the direction of what follows.
 
-    >>> visible("\\x07"), visible("\\x7f"), visible("\\u202e")
+    >>> visible("\x07"), visible("\x7f"), visible("\u202e")
     ('␇', '␡', '<U+202E>')
     """
     code = ord(character)
@@ -303,7 +305,7 @@ def visible(character: str) -> str:
 
 def clock(time_s: float) -> str:
     """Return the time of day here, to the millisecond: ``12:04:18.431``."""
-    moment = datetime.datetime.fromtimestamp(time_s).astimezone()
+    moment = dt.datetime.fromtimestamp(time_s).astimezone()
     return f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d}"
 
 
@@ -317,7 +319,9 @@ def _spans(cells: list[tuple[str, Style]]) -> Iterator[Span]:
 
 def _styled(style: Style, parameters: str) -> Style:
     """Apply SGR (ECMA-48, 8.3.117); what is not known changes nothing, extended colours are passed over."""
-    codes = [int(code) if code.isdecimal() and len(code) < 4 else 0 if not code else -1 for code in parameters.split(";")]
+    codes = [
+        int(code) if code.isdecimal() and len(code) < 4 else 0 if not code else -1 for code in parameters.split(";")
+    ]
     at = 0
     while at < len(codes):
         code = codes[at]
