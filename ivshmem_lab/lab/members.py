@@ -8,6 +8,7 @@ from ..errors import LabError, VmError, VmStartError
 from ..units import format_size
 from ..vm.state import VmState
 from ..vm.vm import COMMAND_TIME_LIMIT_S
+from .console import Console
 from .home import Row
 from .pluggable import PluggableVm
 
@@ -21,20 +22,6 @@ if TYPE_CHECKING:
     from .servers import LabServer
 
 
-class Console:
-    """What a guest has written to its serial port."""
-
-    def __init__(self, vm: Vm) -> None:
-        self._vm = vm
-
-    def text(self) -> str:
-        """Return everything so far; the last 256 KiB are kept."""
-        return self._vm.console_text
-
-    def __repr__(self) -> str:
-        return self._vm.console_text or f"<console of {self._vm.name}: nothing yet>"
-
-
 class LabVm(PluggableVm):
     """A virtual machine of a lab; made by `Lab.vm`.
 
@@ -46,7 +33,7 @@ class LabVm(PluggableVm):
     guest : object
         Its guest, as `Lab.vm` was given it.
     console : Console
-        What the guest writes to its serial port.
+        Its serial port.
     """
 
     def __init__(self, home: Home, vm: Vm, servers: Sequence[LabServer], definition: Definition, guest: object) -> None:
@@ -54,7 +41,7 @@ class LabVm(PluggableVm):
         self._begun = False
         self.definition = definition
         self.guest = guest
-        self.console = Console(vm)
+        self.console = Console(home, vm)
 
     @property
     def emulator(self) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import TYPE_CHECKING
 
 from ..errors import VmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _READ_BYTES = 65536
 
@@ -25,13 +29,16 @@ class TextStream:
         Name of the stream for error messages, for example ``"the console of alice"``.
     limit_bytes
         How much is kept; older text is dropped and counted in `dropped_bytes`.
+    on_data
+        Called with all that comes, on the loop's thread.
     """
 
-    def __init__(self, fd: int, what: str, limit_bytes: int) -> None:
+    def __init__(self, fd: int, what: str, limit_bytes: int, on_data: Callable[[bytes], None] | None = None) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
         self._what = what
         self._limit_bytes = limit_bytes
+        self._on_data = on_data
         self._buffer = bytearray()
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -95,6 +102,7 @@ class TextStream:
         """Give the file descriptor back; the text stays."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
             os.close(self._fd)
             self._fd = -1
             self._tell()
@@ -115,6 +123,8 @@ class TextStream:
         if excess > 0:
             del self._buffer[:excess]
             self.dropped_bytes += excess
+        if self._on_data is not None:
+            self._on_data(data)
         self._tell()
         return True
 

@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VmError, VmStartError
+from .console import SerialConsole
 from .events import EventLog
 from .monitor import Monitor, MonitorLostError
 from .process import Process, describe_exit, to_the_end
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 START_TIME_LIMIT_S = 20.0
 COMMAND_TIME_LIMIT_S = 10.0
-CONSOLE_BYTES = 256 * 1024
 
 _QUIT_TIME_LIMIT_S = 2.0
 _TERM_TIME_LIMIT_S = 1.0
@@ -72,6 +72,8 @@ class Vm:
         self.cpu = cpu
         self.events = EventLog()
         """What it told over QMP."""
+        self.console = SerialConsole(machine.name)
+        """Its serial port."""
         self._environment = {**emulator.environment, **(environment or {})}
         self._on_spawn = on_spawn
         self._on_reaped = on_reaped
@@ -79,7 +81,6 @@ class Vm:
         self._reason = ""
         self._shutdown_reason = ""
         self._process: Process | None = None
-        self._console: TextStream | None = None
         self._ports: dict[str, socket.socket] = {}
         self._monitor = Monitor(self.name, self._note_event)
         self._connect_done = asyncio.Event()
@@ -118,7 +119,7 @@ class Vm:
     @property
     def console_text(self) -> str:
         """What the guest has written to its serial port; the last 256 KiB are kept."""
-        return self._console.text if self._console else ""
+        return self.console.text
 
     @property
     def log_text(self) -> str:
@@ -236,9 +237,9 @@ class Vm:
 
     async def wait_text(self, text: str, timeout_s: float = COMMAND_TIME_LIMIT_S) -> str:
         """Wait until the guest has written a text to its serial port; see `TextStream.wait_text`."""
-        if self._console is None:
+        if self._process is None:
             raise VmError(f"{self.name} has written nothing: it is {self._state}")
-        return await self._console.wait_text(text, timeout_s)
+        return await self.console.wait_text(text, timeout_s)
 
     async def wait_end(self, timeout_s: float | None = None) -> bool:
         """Wait until the process has ended and everything of it has been given back; tell whether it has."""
@@ -300,8 +301,8 @@ class Vm:
             )
             ours.pop_all()
         self._process = process
-        self._console = TextStream(console.detach(), f"the console of {self.name}", CONSOLE_BYTES)
-        self._watcher = asyncio.create_task(self._watch(process, self._console), name=f"watch {self.name}")
+        stream = self.console.open(console.detach())
+        self._watcher = asyncio.create_task(self._watch(process, stream), name=f"watch {self.name}")
         if self._on_spawn:
             self._on_spawn(process.pid)
         return process, monitor
