@@ -37,6 +37,11 @@ class PluggableVm:
         self.name = vm.name
 
     @property
+    def home(self) -> Home:
+        """The lab that it is in."""
+        return self._home
+
+    @property
     def servers(self) -> tuple[LabServer, ...]:
         """The servers it was connected to at its start, one ivshmem-doorbell device for each that is there still."""
         return tuple(boot.server for boot in self._boot if not boot.gone)

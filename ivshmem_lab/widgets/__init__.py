@@ -1,1 +1,22 @@
 """Widgets for notebooks: the lab to look at and to work with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .console import Console
+    from .hotplug import HotplugPanel
+
+__all__ = ["Console", "HotplugPanel"]
+
+_HOMES = {"Console": "console", "HotplugPanel": "hotplug"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a widget when it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
