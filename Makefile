@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo lab test conformance fuzz guests clean
+.PHONY: help demo lab test conformance fuzz gallery guests clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -35,6 +35,9 @@ conformance: $(VENV)/.test  ## compare 100000 random accesses with real QEMU (AC
 fuzz: $(VENV)/.test  ## a million mutated inputs for peers and for the control socket, 200 pairs of topologies applied (some minutes)
 	@IVSHMEM_LAB_APPLY_EXAMPLES=200 $(BIN)/pytest -k after_applying tests/lab/test_lab_apply.py
 	@IVSHMEM_LAB_FUZZ_INPUTS=1000000 $(BIN)/pytest -k mutated tests/peer/test_peer_hostile_server.py tests/server/test_server_control.py
+
+gallery: $(VENV)/.test  ## draw every widget in every state into build/gallery, to look at (ONLY="hotplug bench")
+	@PYTHONPATH=. $(BIN)/python -m tests.browser.gallery $(ONLY)
 
 guests: $(VENV)/.demo  ## build the guest programs again from their sources (needs gcc)
 	@$(BIN)/python -m ivshmem_lab.guests.toolchain

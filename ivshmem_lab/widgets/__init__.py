@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .console import Console
+    from .dashboard import LabDashboard
     from .hotplug import HotplugPanel
 
-__all__ = ["Console", "HotplugPanel"]
+__all__ = ["Console", "HotplugPanel", "LabDashboard"]
 
-_HOMES = {"Console": "console", "HotplugPanel": "hotplug"}
+_HOMES = {"Console": "console", "HotplugPanel": "hotplug", "LabDashboard": "dashboard"}
 
 
 def __getattr__(name: str) -> Any:

@@ -250,6 +250,7 @@ class Operation:
             "vm": self.subject.vm,
             "source": self.subject.source,
             "device_id": self.subject.device_id,
+            "has_peers": self.subject.peers,
             "phase": self.phase.value,
             "title": self.title,
             "begun_at_s": self.begun_at_s,

@@ -135,7 +135,7 @@ export function renderHotplug({ model, el, signal }) {
         set(line, { "data-mark": row.mark });
       });
     alone.hidden = !now || rows.length > 0;
-    say(alone, now ? "Nobody else hears of it: there is no other peer, or it is a memory." : "");
+    say(alone, !now ? "" : now.has_peers ? "Who hears of it is told when it has a peer id." : "A memory has no peers: nobody is told.");
   }
 
   function drawDevices() {
