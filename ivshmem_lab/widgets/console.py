@@ -202,7 +202,7 @@ class Console(LabWidget):
 
     def close(self) -> None:
         """Take it away; machines and their consoles stay."""
-        for channel in self._channels.values():
+        for channel in self.__dict__.get("_channels", {}).values():  # it may not have got so far
             channel.stop()
         super().close()
 

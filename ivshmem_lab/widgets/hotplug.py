@@ -18,7 +18,7 @@ from ..topology.python_line import variable
 from ..units import format_size
 from ..vm.device import GUEST_TIME_LIMIT_S, LIVE
 from .base import LabWidget, load_module, load_style
-from .hotplug_model import ENDED, WAITING, Operation, Phase, Subject, Way, seen_by_others
+from .hotplug_model import ENDED, WAITING, Operation, Phase, Subject, Way, seen_by_others, stage_of
 
 if TYPE_CHECKING:
     from ..lab.attached import Attached
@@ -164,6 +164,8 @@ class HotplugPanel(LabWidget):
             device = machine.device(device_id=device_id)
             with self._turn:
                 self._devices[vm] = device, len(device.steps)
+                if any(stage_of(Way.UNPLUG, step) == "asked" and not step.error for step in device.steps):
+                    operation.asked_before(time.monotonic())
             device.unplug(timeout_s)
 
     def _wait(self, vm: str) -> None:

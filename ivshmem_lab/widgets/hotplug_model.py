@@ -157,6 +157,7 @@ class Operation:
     ended_s: float | None = None
     _steps: list[Step] = field(default_factory=list)
     _asked_s: float | None = None
+    _earlier: frozenset[str] = frozenset()
 
     def note(self, step: Step) -> None:
         """Take a step that is done."""
@@ -174,9 +175,14 @@ class Operation:
         self._asked_s = now_s
         self.phase = Phase.WAITING
 
+    def asked_before(self, now_s: float) -> None:
+        """Note that the guest was asked by an earlier unplug, and has only to be waited for."""
+        self._earlier = frozenset({"settled", "asked"})
+        self.wait(now_s)
+
     def silent(self) -> None:
         """Note that the guest did not answer in time."""
-        if self.phase is Phase.WAITING:
+        if self.phase not in ENDED:
             self.phase = Phase.SILENT
 
     def give_up(self, now_s: float) -> None:
@@ -309,13 +315,17 @@ class Operation:
             key = stage_of(self.way, step)
             if key is not None and not step.error:
                 ended.setdefault(key, step)
-        now_is = next((each.key for each in self._ahead() if each.key not in ended), None)
+        now_is = next(
+            (each.key for each in self._ahead() if each.key not in ended and each.key not in self._earlier), None
+        )
         rows = []
         for each in self._ahead():
             row = {"key": each.key, "label": each.label, "mark": Mark.TODO.value, "time": ""}
             if each.key in ended:
                 row["mark"] = Mark.DONE.value
                 row["time"] = f"+{1e3 * (ended[each.key].done_s - self.begun_s):.1f} ms"
+            elif each.key in self._earlier:
+                row["mark"], row["time"] = Mark.DONE.value, "earlier"
             elif each.key == now_is and self.phase is Phase.FAILED:
                 row["mark"] = Mark.FAILED.value
             elif each.key == now_is and self.phase not in ENDED:

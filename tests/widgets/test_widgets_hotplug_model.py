@@ -92,6 +92,14 @@ def test_a_guest_that_lets_go_later_is_followed_through() -> None:
     assert operation.phase is Phase.DONE
 
 
+def test_a_guest_that_was_asked_before_has_only_to_be_waited_for() -> None:
+    operation = begun(Way.UNPLUG)
+    operation.asked_before(100.0)
+    assert marks(operation, 101.0) == "done done now todo todo"
+    operation.silent()
+    assert operation.view(120.0)["can_force"]
+
+
 def test_a_refusal_is_in_qemus_words_with_the_way_back() -> None:
     operation = begun(Way.PLUG, SERVER, *PLUGGING[:2])
     operation.note(step(DeviceState.CONNECTED, 100.01, "device_add", error="Bus 'pcie.0' does not support hotplugging"))
