@@ -74,10 +74,17 @@ export function renderConsole({ model, el, signal }) {
   el.append(root);
 
   const store = () => stores.get(current) ?? new Map();
-  const atEnd = () => lines.scrollHeight - lines.scrollTop - lines.clientHeight < 24;
+  // Whether the view follows the end. It goes on doing so while it is hidden behind another tab.
+  let follows = true;
+  const toEnd = () => {
+    follows = true;
+    lines.scrollTop = lines.scrollHeight;
+  };
+  lines.onscroll = () => {
+    if (lines.clientHeight) follows = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 24;
+  };
 
   function draw() {
-    const stick = atEnd();
     const wanted = search.value;
     let hits = 0;
     keyed(lines, store().values(), (line) => line.number, () => h("div", { class: "ivl-line" }), (row, line) => {
@@ -91,7 +98,7 @@ export function renderConsole({ model, el, signal }) {
     empty.hidden = store().size > 0;
     lines.hidden = !store().size;
     say(count, wanted ? `${hits} found` : "");
-    if (stick && hitAt < 0) lines.scrollTop = lines.scrollHeight;
+    if (follows && hitAt < 0) toEnd();
   }
 
   let frame = 0;
@@ -117,7 +124,7 @@ export function renderConsole({ model, el, signal }) {
     lines.replaceChildren();
     update();
     draw();
-    lines.scrollTop = lines.scrollHeight;
+    toEnd();
   }
 
   function update() {
@@ -155,7 +162,7 @@ export function renderConsole({ model, el, signal }) {
     more.hidden = true;
     set(pause, { "aria-pressed": "false" });
     draw();
-    lines.scrollTop = lines.scrollHeight;
+    toEnd();
   }
 
   pause.onclick = () => {
@@ -213,6 +220,9 @@ export function renderConsole({ model, el, signal }) {
     input.focus();
   };
   walkTabs(tabs, choose);
+  const sizes = new ResizeObserver(() => follows && toEnd());
+  sizes.observe(lines);
+  signal?.addEventListener("abort", () => sizes.disconnect());
   model.on("msg:custom", hear);
   signal?.addEventListener("abort", () => model.off("msg:custom", hear));
   follow(model, ["tabs"], update, signal);
