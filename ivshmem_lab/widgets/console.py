@@ -111,12 +111,6 @@ class Console(LabWidget):
     ------
     UsageError
         It is neither.
-
-    Examples
-    --------
-    >>> Console(lab)                        # doctest: +SKIP
-    >>> console.text("alice")               # doctest: +SKIP
-    >>> console.write("alice", "uname -a")  # doctest: +SKIP
     """
 
     _esm = load_module("console")

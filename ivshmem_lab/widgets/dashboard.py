@@ -11,6 +11,7 @@ from ..lab.members import LabVm
 from ..lab.servers import LabServer
 from ..peer.peer import Peer
 from ..topology.model import Topology
+from ..topology.python_line import variable
 from ..vm.device import LIVE
 from ..vm.state import VmState
 from .base import LabWidget, load_module, load_style
@@ -34,10 +35,6 @@ class LabDashboard(LabWidget):
     ----------
     hotplug : HotplugPanel
     console : Console
-
-    Examples
-    --------
-    >>> LabDashboard(lab)  # doctest: +SKIP
     """
 
     _esm = load_module("dashboard", "hotplug", "console")
@@ -103,10 +100,10 @@ class LabDashboard(LabWidget):
         self.status = "all machines have been started"
 
     def _stop(self) -> None:
-        self.python = 'for vm in list(lab.members.values()):\n    if hasattr(vm, "stop"): vm.stop()'
-        for machine in list(self.lab.members.values()):
-            if isinstance(machine, LabVm) and machine.state in LIVE:
-                machine.stop()
+        live = [each for each in self.lab.members.values() if isinstance(each, LabVm) and each.state in LIVE]
+        self.python = "; ".join(f"{variable(machine.name)}.stop()" for machine in live)
+        for machine in live:
+            machine.stop()
         self.status = "all machines have been stopped"
 
     # -- inside ---------------------------------------------------------------------------------------

@@ -39,10 +39,6 @@ class HotplugPanel(LabWidget):
     ----------
     lab
         Whose machines.
-
-    Examples
-    --------
-    >>> HotplugPanel(lab)  # doctest: +SKIP
     """
 
     _esm = load_module("hotplug")
