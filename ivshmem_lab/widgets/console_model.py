@@ -292,15 +292,15 @@ class Scrollback:
 
 
 def visible(character: str) -> str:
-    r"""Return a sign for a character that has none or that turns the direction of what follows.
+    r"""Return signs that every font has for a character that has none or that turns the direction of what follows.
 
     >>> visible("\x07"), visible("\x7f"), visible("\u202e")
-    ('␇', '␡', '<U+202E>')
+    ('^G', '^?', '<U+202E>')
     """
     code = ord(character)
     if code < 0x20:
-        return chr(0x2400 + code)
-    return "␡" if code == 0x7F else f"<U+{code:04X}>"
+        return f"^{chr(0x40 + code)}"
+    return "^?" if code == 0x7F else f"<U+{code:04X}>"
 
 
 def clock(time_s: float) -> str:

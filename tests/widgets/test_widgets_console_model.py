@@ -33,7 +33,7 @@ def fed(*pieces: str, limit: int = 100) -> Scrollback:
         ("\x1b[2J\x1b[Hx", "x"),
         ("\x1b(Bx", "Bx"),
         ("a\x00\x07b", "ab"),
-        ("\x01\x7f\x9b\u202e", "␁␡<U+009B><U+202E>"),
+        ("\x01\x7f\x9b\u202e", "^A^?<U+009B><U+202E>"),
         ("<b>&amp;", "<b>&amp;"),
         ("\x1b[31\nx", "\nx"),
         ("\x1bP" + "q" * 1000, "q" * 743),
