@@ -293,7 +293,7 @@ class Emulator:
 
         def plug() -> None:
             self.machine.add_device(device_id, device, link, slot, hotplugged=self._started, bus=bus)
-            if isinstance(link, ServerLink) and link.ready:
+            if isinstance(link, ServerLink) and device.attached:
                 link.attach(device, self.runner.events, lambda vector: self.machine.event(device, vector))
 
         try:

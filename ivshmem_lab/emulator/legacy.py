@@ -76,12 +76,13 @@ class LegacyDevices:
         self._memory: dict[str, MemoryBackend] = {}
 
     async def add(self, device_id: str, pairs: dict[str, str], place: Place) -> None:
-        """Plug one; a server is not waited for.
+        """Plug one; a server that is not prompt is not waited for.
 
         Raises
         ------
         QmpError
-            When a property is wrong; the texts are QEMU's where it had some.
+            When a property is wrong, or the id of a prompt server does not go with ``role`` or ``-only-migratable``
+            (with a server that takes its time, the device stays without memory then); the texts are QEMU's where it had some.
         """
         size_bytes = legacy_size(pairs.pop("size", "4M"))
         shm, chardev = pairs.pop("shm", None), pairs.pop("chardev", None)
@@ -136,23 +137,43 @@ class LegacyDevices:
     async def _add_server(
         self, device_id: str, device: LegacyIvshmem, name: str, place: Place, role: str | None
     ) -> None:
-        chardev, sock = server_chardev(self._emulator.chardevs, "ivshmem", name)
+        emulator = self._emulator
+        chardev, sock = server_chardev(emulator.chardevs, "ivshmem", name)
         link = ServerLink(sock, device.msix.vectors if device.msix else MAX_VECTORS)
-        await self._emulator.plug(device_id, device, link, *place)
+        handshake = asyncio.create_task(shake_hands(link, sock, PATIENCE_S))
         chardev.used_by = device_id
-        task = asyncio.create_task(self._attach(device_id, device, link, sock, role))
+        try:
+            # What a prompt server says is known before the guest sees a device: one that may not be is refused, as
+            # QEMU refuses it.
+            await asyncio.wait({handshake}, timeout=GRACE_S)
+            if handshake.done() and handshake.exception() is None:
+                self._check_id(role, link.peer_id)
+            await emulator.plug(device_id, device, link, *place)
+        except BaseException:
+            handshake.cancel()
+            await asyncio.gather(handshake, return_exceptions=True)
+            link.close()
+            chardev.used_by = None
+            raise
+        task = asyncio.create_task(self._attach(device_id, device, link, handshake, role))
         self._waiting[device_id] = task
-        await asyncio.wait({task}, timeout=GRACE_S)
+        if handshake.done():
+            await asyncio.wait({task})
+
+    def _check_id(self, role: str | None, peer_id: int) -> None:
+        """Refuse a role that does not go with the id from the server (QEMU 2.9 ``ivshmem_common_realize``)."""
+        if role == "master" and peer_id:
+            raise QmpError("master must connect to the server before any peers")
+        self._emulator.migration.check_migratable(MASTER_OF_ROLE.get(role or "", "auto"), peer_id)
 
     async def _attach(
-        self, device_id: str, device: LegacyIvshmem, link: ServerLink, sock: socket.socket, role: str | None
+        self, device_id: str, device: LegacyIvshmem, link: ServerLink, handshake: asyncio.Task[None], role: str | None
     ) -> None:
         """Wait for the server, then give the guest its memory and its id."""
         emulator = self._emulator
         try:
-            await shake_hands(link, sock, PATIENCE_S)
-            if role == "master" and link.peer_id:
-                raise QmpError("master must connect to the server before any peers")
+            await handshake
+            self._check_id(role, link.peer_id)
             if link.memory_bytes < device.memory_bytes:
                 raise SharedMemoryError(
                     f"server sent only {link.memory_bytes} bytes of shared memory; size={device.memory_bytes} needs more"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from machines import LIMIT_S, MIB, Machine, served
+from migrations import BLOCKER
 
 from ivshmem_lab.guests import guest_path
 from ivshmem_lab.ipc.memory import SharedMemory
@@ -49,6 +51,10 @@ class SlowServer:
 def slow_server(path: Path) -> Iterator[SlowServer]:
     with contextlib.closing(SlowServer(path)) as server:
         yield server
+
+
+BLOCKED = f"disallowing migration blocker (--only-migratable) for: {BLOCKER}"
+LATE = "master must connect to the server before any peers"
 
 
 def legacy(path: Path, properties: str) -> list[str]:
@@ -155,3 +161,69 @@ def test_memory_that_is_too_small_leaves_the_device_without_it(tmp_path: Path) -
     with served(path, size_bytes=1 << 16), Machine("unicorn", *legacy(path, "msi=off,size=1"), *GUEST) as machine:
         machine.says("intx: position ffffffff\n")
         assert "server sent only 65536 bytes of shared memory" in machine.errors
+
+
+@pytest.mark.parametrize(
+    ("role", "options", "refusal"),
+    [
+        ("", [], None),
+        ("", ["-only-migratable"], BLOCKED),
+        ("role=peer", [], None),
+        ("role=peer", ["-only-migratable"], BLOCKED),
+        ("role=master", [], LATE),
+        ("role=master", ["-only-migratable"], LATE),
+    ],
+)
+def test_the_second_device_of_a_server_is_refused_where_its_id_forbids_it(
+    role: str, options: list[str], refusal: str | None, tmp_path: Path
+) -> None:
+    """Both by ``-device``, before a guest sees it, and by ``device_add``, which leaves nothing in use."""
+    path = tmp_path / "s"
+    first = [*options, *legacy(path, "msi=off,size=64K,role=master")]
+    second = ["-chardev", f"socket,path={path},id=c2"]
+    properties = "driver=ivshmem,chardev=c2,id=iv2,msi=off,size=64K" + (f",{role}" if role else "")
+    with served(path), Machine("unicorn", "-S", *first, *second) as machine:
+        machine.qmp.negotiate()
+        answer = machine.qmp.execute("device_add", **dict(pair.split("=") for pair in properties.split(",")))
+        plugged = {entry["name"] for entry in machine.qmp.ok("qom-list", path="/machine/peripheral")}
+        if refusal is None:
+            assert answer == {"return": {}}
+            assert plugged >= {"iv", "iv2"}
+        else:
+            assert answer == {"error": {"class": "GenericError", "desc": refusal}}
+            assert "iv" in plugged
+            assert "iv2" not in plugged
+            machine.qmp.ok("chardev-remove", id="c2")
+    with served(path), Machine("unicorn", "-S", *first, *second, "-device", properties) as machine:
+        if refusal is None:
+            machine.qmp.negotiate()
+        else:
+            assert machine.wait() == 2
+            assert refusal in machine.errors
+
+
+def test_an_id_that_comes_late_and_forbids_the_device_leaves_it_without_memory(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with (
+        slow_server(path) as server,
+        SharedMemory.create_memfd(MIB) as memory,
+        Machine("unicorn", "-only-migratable", *legacy(path, "msi=off,size=1"), *GUEST) as machine,
+    ):
+        machine.says("intx: position ffffffff\n")
+        server.send(0)
+        server.send(5)
+        server.send(-1, memory.fd)
+        assert server.client is not None
+        machine.qmp.negotiate()
+        until_logged(machine, f"device iv gets no memory: {BLOCKED}")
+        machine.qmp.ok("quit")
+        assert machine.wait() == 0
+        assert "attached as" not in machine.text
+
+
+def until_logged(machine: Machine, text: str) -> None:
+    """Ask for the status until something stands on stderr."""
+    deadline = time.monotonic() + LIMIT_S
+    while text not in machine.errors:
+        machine.qmp.ok("query-status")
+        assert time.monotonic() < deadline, machine.errors

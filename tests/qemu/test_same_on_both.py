@@ -38,19 +38,20 @@ def probe_prints(kind: str, options: list[str]) -> list[str]:
         return [line for line in lines if not line.startswith("addr ")]
 
 
-def doorbells(path: Path, *vectors: int) -> list[str]:
+def doorbells(path: Path, *vectors: int, properties: str = "") -> list[str]:
     """Options of doorbell devices in slots from 4 on, all of one server."""
     options = []
     for index, count in enumerate(vectors):
         options += ["-chardev", f"socket,id=c{index},path={path}"]
-        options += ["-device", f"ivshmem-doorbell,chardev=c{index},vectors={count},addr={4 + index}"]
+        options += ["-device", f"ivshmem-doorbell,chardev=c{index},vectors={count},addr={4 + index}{properties}"]
     return options
 
 
-def test_the_probe_prints_the_same_of_a_plain_device() -> None:
+@pytest.mark.parametrize("master", ["", ",master=on", ",master=off", ",master=auto"])
+def test_the_probe_prints_the_same_of_a_plain_device(master: str) -> None:
     with SharedMemory.create_memfd(MIB) as memory:
         memory.array()[[0, -1]] = [0x5A, 0xA5]
-        options = [*memfd_backend(memory), "-device", "ivshmem-plain,memdev=m,addr=4"]
+        options = [*memfd_backend(memory), "-device", f"ivshmem-plain,memdev=m,addr=4{master}"]
         ours, theirs = (probe_prints(kind, options) for kind in KINDS)
     assert ours == theirs
     assert f"memory size {MIB} first 0000005a last a5000000" in ours
@@ -67,6 +68,17 @@ def test_the_probe_prints_the_same_of_doorbell_devices(vectors: tuple[int, ...],
     assert prints[0] == prints[1]
     assert [line for line in prints[0] if line.startswith("peer_id")] == [f"peer_id {i}" for i in range(len(vectors))]
     assert sum(line.startswith("msix vectors") for line in prints[0]) == len(vectors)
+
+
+@pytest.mark.parametrize("properties", [",ioeventfd=on", ",ioeventfd=off", ",master=on"])
+def test_the_probe_prints_the_same_whatever_a_doorbell_device_is_told(properties: str, tmp_path: Path) -> None:
+    prints = []
+    for kind in KINDS:
+        path = tmp_path / kind
+        with served(path, vectors=2):
+            prints.append(probe_prints(kind, doorbells(path, 2, properties=properties)))
+    assert prints[0] == prints[1]
+    assert "peer_id 0" in prints[0]
 
 
 # -- the same conversation ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import random
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FUZZ_INPUTS = int(os.environ.get("IVSHMEM_LAB_FUZZ_INPUTS", "5000"))
+BATCH = 250
+"""Lines that are sent at once over a live socket."""
 SEEDS = [b'{"execute": "status"}', b'{"execute": "help"}', b"[]", b'{"execute": {"a": [1, -2e9]}}', b'"\\u0000\xc3"']
 
 
@@ -229,3 +232,55 @@ def test_mutated_bytes_on_both_sockets_change_nobodys_view(tmp_path: Path) -> No
     asyncio.run(scenario())
     assert failures == []
     assert open_fds() == before
+
+
+def test_mutated_lines_over_a_live_control_socket_change_nobodys_view(tmp_path: Path) -> None:
+    """A million of them: IVSHMEM_LAB_FUZZ_INPUTS=1000000. Each gets its answer; after each batch doorbells ring."""
+    chance = random.Random(5)
+    answered = dict.fromkeys(("return", "error"), 0)
+
+    async def batch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int) -> dict[str, Any]:
+        lines = [mutated(chance) for _ in range(count)]
+        writer.write(b"\n".join([*lines, b'{"execute": "status"}', b""]))
+        async with asyncio.timeout(LIMIT_S):
+            for line in lines:
+                if line.strip():
+                    (kind,) = json.loads(await reader.readline())
+                    answered[kind] += 1
+            status: dict[str, Any] = json.loads(await reader.readline())["return"]
+        return status
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: failures.append(context))
+        async with serving(tmp_path / "s", vectors=2, control_path=tmp_path / "c") as watched:
+            with await watched.join({0: 2}) as alice, await watched.join({0: 2, 1: 2}, lease="bob") as bob:
+                await alice.until_vectors({0: 2, 1: 2})
+                events = list(watched.events)
+                reader, writer = await asyncio.open_unix_connection(tmp_path / "c", limit=1 << 20)
+                first, objects = await batch(reader, writer, BATCH), living()
+                for count in [BATCH] * (FUZZ_INPUTS // BATCH - 1):
+                    status = await batch(reader, writer, count)
+                    assert (status["peers"], status["counters"]) == (first["peers"], first["counters"])
+                    for one, other in ((alice, bob), (bob, alice)):
+                        os.eventfd_write(one.fds[other.peer_id][1], 1)
+                        assert os.eventfd_read(other.fds[other.peer_id][1]) == 1
+                assert living() - objects < 500
+                writer.close()
+                await writer.wait_closed()
+                for peer in (alice, bob):
+                    peer.drain()
+                    assert (peer.vectors, peer.departures, peer.at_end) == ({0: 2, 1: 2}, [], False)
+                assert watched.events == events
+
+    def living() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    failures: list[dict[str, Any]] = []
+    before = open_fds()
+    asyncio.run(scenario())
+    assert failures == []
+    assert open_fds() == before
+    assert sum(answered.values()) > 0.99 * (FUZZ_INPUTS // BATCH * BATCH)
+    assert answered["return"]
