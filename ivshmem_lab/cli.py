@@ -35,10 +35,10 @@ _OTHERS = {
     "translate": "turn a topology (YAML, JSON, QEMU command lines, libvirt XML, Python) or one legacy command line into another format",
     "trace": "draw what `ivshmem-server --trace FILE` recorded as a swim-lane, or replay it",
     "bench": "measure in one run: `bench server` (joining peers), `bench channel` (messages between two processes), "
-    "`bench device` (register accesses), `bench linux` (two Linux guests, with TCP beside)",
+    "`bench device` (register accesses), `bench doorbell` (ioeventfd on and off), `bench linux` (two Linux guests, with TCP beside)",
     "linux": "unmodified Linux guests: `linux build` their image, `linux run` a command in one, copy the guest `tool`",
 }
-_BENCHES = ("server", "channel", "device", "linux")
+_BENCHES = ("server", "channel", "device", "doorbell", "linux")
 
 _DEMO = """\
 Start an ivshmem server, two PCs on our emulator, two on real QEMU where it is installed, and join them from this
@@ -185,9 +185,15 @@ def _other(words: Sequence[str]) -> int:
             )
             return _DONE
         raise UsageError(f"there are the measurements {', '.join(_BENCHES)}; {given}; see {PROGRAM} bench --help")
-    from .bench import channel, device, linux, server
+    from .bench import channel, device, doorbell, linux, server
 
-    mains = {"server": server.main, "channel": channel.main, "device": device.main, "linux": linux.main}
+    mains = {
+        "server": server.main,
+        "channel": channel.main,
+        "device": device.main,
+        "doorbell": doorbell.main,
+        "linux": linux.main,
+    }
     return mains[words[1]](words[2:])
 
 

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ivshmem_lab"
 ORDER = [
     *("errors", "units", "keyval"),
     *("wire", "device", "pc", "topology", "stats"),
-    *("ipc", "server", "peer", "trace", "emulator", "vm", "guests"),
+    *("ipc", "server", "peer", "trace", "emulator", "guests", "vm"),
     *("lab", "bench", "plots", "widgets"),
     *("demo", "doctor", "magics", "translate", "up", "cli", "entry", "__main__"),
 ]

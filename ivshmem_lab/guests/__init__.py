@@ -2,7 +2,7 @@
 
 ``probe`` prints the PCI bus and every register of every ivshmem device, ``pingpong`` answers and
 times interrupts, ``stream`` moves bytes through a ring, ``echo`` answers the messages of a channel
-(:mod:`ivshmem_lab.peer.channel`, ``src/channel.h``). Their sources and options are in ``src/``;
+(:mod:`ivshmem_lab.peer.channel`, ``src/channel.h``), ``knock`` interrupts itself and times the doorbell. Their sources and options are in ``src/``;
 the host's side of what they keep in shared memory is in :mod:`ivshmem_lab.guests.exchange`.
 """
 
@@ -21,7 +21,7 @@ def available() -> list[str]:
     """Name the prebuilt guest programs, sorted.
 
     >>> available()
-    ['echo', 'intx', 'migrant', 'pingpong', 'probe', 'stream']
+    ['echo', 'intx', 'knock', 'migrant', 'pingpong', 'probe', 'stream']
     """
     return sorted(elf.stem for elf in _PREBUILT.glob("*.elf"))
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..topology.model import Vm as Definition
+from ..vm.accel import ACCELERATORS, choose
 from ..vm.command import Connection, Machine
-from ..vm.linux.guest import LinuxGuest
+from ..vm.linux.guest import LinuxGuest, LinuxMachine
 from ..vm.qemu import find_emulator
 from ..vm.vm import Vm
 from .arguments import (
@@ -40,6 +44,7 @@ def define_vm(
     machine: str,
     root_ports: int | None,
     cpu: int | None,
+    accel: str,
 ) -> LabVm:
     """Make a machine; arguments and errors are those of `Lab.vm`."""
     read_name(name)
@@ -55,6 +60,7 @@ def define_vm(
         if linux
         else Machine(name, read_guest(guest), words, memory_bytes, connections, chipset, ports)
     )
+    parts = _accelerated(parts, emulator, accel)
     vm = Vm(
         parts,
         find_emulator(emulator),
@@ -74,6 +80,23 @@ def define_vm(
         root_ports,
     )
     return (LinuxVm if linux else LabVm)(home, vm, servers, definition, guest)
+
+
+def _accelerated(parts: Machine, emulator: str, accel: str) -> Machine:
+    """Return a machine with the accelerator that was asked for; what it has anyway is TCG."""
+    if accel not in ACCELERATORS:
+        raise UsageError(f"accel {accel!r} is unknown; there are {', '.join(map(repr, ACCELERATORS))}")
+    if emulator != "qemu":
+        if accel == "kvm":
+            raise UsageError(f'accel="kvm" goes with emulator="qemu"; {emulator} runs its guests on the Unicorn engine')
+        return parts
+    if isinstance(parts, LinuxMachine):
+        if choose(accel, "linux", Path(parts.kernel or ""), Path(parts.initrd or "")) == "kvm":
+            # The IOMMU's interrupt remapping needs it (QEMU manual, intel-iommu).
+            return replace(parts, accelerator="kvm,kernel-irqchip=split")
+    elif choose(accel, "bare-metal") == "kvm":
+        return replace(parts, accelerator="kvm")
+    return parts
 
 
 def _guest_name(guest: str | os.PathLike[str] | LinuxGuest | None) -> str | None:

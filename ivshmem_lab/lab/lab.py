@@ -164,6 +164,7 @@ class Lab(Membership):
         machine: str = "pc",
         root_ports: int | None = None,
         cpu: int | None = None,
+        accel: str = "tcg",
     ) -> LabVm:
         """Define a virtual machine; `start` starts it.
 
@@ -188,6 +189,9 @@ class Lab(Membership):
             On q35: how many devices can be plugged in later, 0 to 24; None for 4.
         cpu
             The one host CPU to run on; None for any.
+        accel
+            What runs the instructions of a guest on QEMU: ``"tcg"``, which works everywhere; ``"kvm"``; ``"auto"``, KVM where
+            a small guest of that kind (bare metal, Linux) was seen to work under it, else TCG. A topology does not keep it.
 
         Raises
         ------
@@ -195,12 +199,14 @@ class Lab(Membership):
             A value is not allowed.
         EmulatorNotFoundError
             The emulator is not installed.
+        VmError
+            KVM was asked for and does not work here.
         LabError
             The lab is closed.
         """
         self.require_open(f"lab.vm({name!r})")
         servers = self._servers(connect)
-        made = define_vm(self, servers, name, guest, args, emulator, memory, machine, root_ports, cpu)
+        made = define_vm(self, servers, name, guest, args, emulator, memory, machine, root_ports, cpu, accel)
         with self._taking(name):
             self._members[name] = made
         return made

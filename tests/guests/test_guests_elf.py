@@ -43,14 +43,18 @@ def copied_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_program_is_there_under_its_name() -> None:
-    assert set(available()) == set(toolchain.PROGRAMS) == {"echo", "intx", "migrant", "probe", "pingpong", "stream"}
+    assert (
+        set(available())
+        == set(toolchain.PROGRAMS)
+        == {"echo", "intx", "knock", "migrant", "probe", "pingpong", "stream"}
+    )
     for name in available():
         assert guest_path(name).read_bytes()[:4] == b"\x7fELF"
 
 
 @pytest.mark.parametrize("name", ["nope", "", "../elf/probe", "probe.elf"])
 def test_an_unknown_program_is_refused_with_those_that_exist(name: str) -> None:
-    with pytest.raises(GuestError, match="echo, intx, migrant, pingpong, probe, stream"):
+    with pytest.raises(GuestError, match="echo, intx, knock, migrant, pingpong, probe, stream"):
         guest_path(name)
     with pytest.raises(GuestError, match="probe, pingpong, stream, echo, migrant"):
         toolchain.build(name, guest_path("probe").parent)

@@ -44,7 +44,7 @@ def test_a_relative_path_of_a_guest_becomes_absolute(tmp_path, monkeypatch):
 
 def test_an_unknown_guest_is_refused_with_those_that_exist():
     with pytest.raises(
-        UsageError, match=r"guest 'pong' is unknown; there are echo, intx, migrant, pingpong, probe, stream"
+        UsageError, match=r"guest 'pong' is unknown; there are echo, intx, knock, migrant, pingpong, probe, stream"
     ):
         read_guest("pong")
     with pytest.raises(UsageError, match=r"guest '/no/such.elf' is no file"):

@@ -230,7 +230,7 @@ ALWAYS_INLINE void cpuid(u32 leaf, u32 *eax, u32 *edx)
 }
 
 /* Identity map of 4 GiB. Pages that are not executable keep stores inline under Unicorn (7 times faster). */
-static void set_up_paging(void)
+void set_up_paging(void)
 {
     u32 highest, eax, edx;
     u64 no_execute = 0;
@@ -264,7 +264,9 @@ void runtime_main(const struct multiboot_info *info)
     if (info->flags & COMMAND_LINE_FLAG)
         for (u32 i = 0; i < COMMAND_LINE_BYTES - 1 && info->command_line[i]; i++)
             command_line[i] = info->command_line[i];
+#ifndef PAGING_LATER
     set_up_paging();
+#endif
     set_up_interrupts();
     program();
     halt_for_ever();

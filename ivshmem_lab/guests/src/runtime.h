@@ -86,6 +86,9 @@ struct option {
 void parse_command_line(const struct option *options, u32 count);
 int same_text(const char *a, const char *b);
 
+/* Called before program(); one that is compiled with -DPAGING_LATER calls it itself, or never. */
+void set_up_paging(void);
+
 /* What each program supplies. */
 void program(void);
 
