@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo lab test conformance fuzz gallery guests clean
+.PHONY: help demo lab test unprivileged conformance fuzz gallery guests clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -25,6 +25,9 @@ test: $(VENV)/.test  ## install what the tests need, then run every check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+unprivileged: $(VENV)/.test  ## as root: labs, machines and Linux guests as a user without rights or KVM, in 2 GB (PYTEST_ARGS=)
+	@tests/unprivileged.sh $(PYTEST_ARGS)
 
 ACCESSES ?= 100000
 SEED ?=
