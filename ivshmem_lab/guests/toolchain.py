@@ -34,8 +34,8 @@ FLAGS = (
 """A libgcc for 32 bits is often not installed: the programs need none."""
 
 PROGRAM_FLAGS: dict[str, tuple[str, ...]] = {"knock": ("-mno-sse", "-DPAGING_LATER")}
-"""Further flags of one program. A KVM that interprets its guests (kvm_pvm) knows no SSE, and hangs when one pages: ``knock``
-is what finds that out."""
+"""Further flags of one program. A KVM that interprets its guests (kvm_pvm) knows no SSE, and faults one that
+switches paging on: ``knock`` is what finds that out."""
 
 _RUNTIME = ("start.S", "runtime.c", "pci.c", "ivshmem.c")
 _READ_TOO = ("link.ld", "runtime.h", "pci.h", "ivshmem.h", "exchange.h", "channel.h")
