@@ -115,7 +115,7 @@ class Qtest:
     # -- interrupt lines -----------------------------------------------------------------------------
 
     def _intercept(self, words: Sequence[str]) -> str:
-        self._ioapic(words[0]).listener = lambda pin, level: self._send(f"IRQ {'raise' if level else 'lower'} {pin}")
+        self._ioapic(words[0]).listen(lambda pin, level: self._send(f"IRQ {'raise' if level else 'lower'} {pin}"))
         return ""
 
     def _ioapic(self, path: str) -> IrqInputs:
@@ -133,7 +133,7 @@ class Qtest:
     def detach(self) -> None:
         """Stop listening: the client has gone."""
         if self._machine is not None:
-            self._machine.irq_inputs.listener = None
+            self._machine.irq_inputs.listen(None)
 
     # -- ports and memory ----------------------------------------------------------------------------
 

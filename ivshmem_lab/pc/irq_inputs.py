@@ -14,22 +14,21 @@ PINS = 24
 
 
 class IrqInputs:
-    """The levels of 24 interrupt lines.
-
-    Attributes
-    ----------
-    listener
-        Called with the pin and its new level whenever one changes.
-    """
+    """The 24 interrupt lines, to those who listen: a line's level counts from when somebody began to."""
 
     def __init__(self) -> None:
         self._levels = 0
-        self.listener: Callable[[int, bool], None] | None = None
+        self._listener: Callable[[int, bool], None] | None = None
+
+    def listen(self, listener: Callable[[int, bool], None] | None) -> None:
+        """Have the pin and its new level told whenever one changes; None ends that."""
+        if self._listener is None or listener is None:
+            self._levels = 0
+        self._listener = listener
 
     def set(self, pin: int, level: bool) -> None:
         """Drive a line."""
-        if bool(self._levels >> pin & 1) == level:
+        if self._listener is None or bool(self._levels >> pin & 1) == level:
             return
         self._levels ^= 1 << pin
-        if self.listener is not None:
-            self.listener(pin, level)
+        self._listener(pin, level)

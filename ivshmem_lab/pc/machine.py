@@ -111,9 +111,10 @@ class Machine(Board):
         """Buses by name."""
         self.bridges: dict[str, PciBridge] = {}
         """Bridges by id."""
+        self.irq_inputs = IrqInputs()
         self.pic = Pic(self.lapic.set_external)
         self.lapic.external = self.pic
-        self.piix = None if is_q35 else Piix3(self.pic.set_irq)
+        self.piix = None if is_q35 else Piix3(self._set_irq)
         for slot, number, function in chipset(self.piix) if self.piix else q35.chipset():
             self.pci.plug(function, slot, number)
         for ports in self.pic.ranges():
@@ -121,7 +122,6 @@ class Machine(Board):
         self.ports.add(Range(uart.COM1, uart.PORTS, self.uart.read, self.uart.write))
         base = acpi_hotplug.BASE_Q35 if is_q35 else acpi_hotplug.BASE
         self.ports.add(Range(base, acpi_hotplug.SIZE, self.hotplug.read, self.hotplug.write))
-        self.irq_inputs = IrqInputs()
         self.fw_cfg = fw_cfg.FwCfg(len(ram))
         self.ports.add(Range(fw_cfg.PORT, fw_cfg.PORTS, self.fw_cfg.read, self.fw_cfg.write))
         self._latches = [_Latch() for _ in LATCH_PORTS]
@@ -144,6 +144,11 @@ class Machine(Board):
         )
 
     # -- INTx ----------------------------------------------------------------------------------------
+
+    def _set_irq(self, irq: int, level: bool) -> None:
+        # A line of the 8259 pair is a pin of the I/O APIC, too.
+        self.pic.set_irq(irq, level)
+        self.irq_inputs.set(irq, level)
 
     def set_intx(self, function: PciFunction, level: bool) -> None:
         """Drive a function's INTA: through the PIIX3's routing to the interrupt controller (bus 0 of a ``pc``)."""

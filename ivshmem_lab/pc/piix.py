@@ -1,7 +1,8 @@
 """The PIIX3's interrupt routing: pins of PCI slots to four wires (PIRQ), wires to lines of the interrupt controller.
 
 Ref: Intel 82371SB (PIIX3), section 2.2.9 (PIRQRC, configuration 0x60 to 0x63: bit 7 off, bits 3..0 the line). Slot
-s, pin p (0 for INTA) is on wire ``(s - 1 + p) & 3``, as on QEMU 7.2 ``-machine pc``.
+s, pin p (0 for INTA) is on wire ``(s - 1 + p) & 3``, as on QEMU 7.2 ``-machine pc``. Lines that the data sheet
+reserves are routed, and a value with a reserved bit routes nothing, as there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 WIRES = 4
 ROUTES = 0x60
-OFF = 0x80
-ALLOWED = frozenset((3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15))
+LINES = 16
 FIRMWARE_ROUTES = (10, 10, 11, 11)
 """What SeaBIOS puts into the four registers."""
 
@@ -41,7 +41,8 @@ class Piix3(PciFunction):
         self._set_irq = set_irq
         self._raised: set[int] = set()
         """Slots whose INTA is raised."""
-        self._lines = 0
+        self._levels = 0
+        """For each line a bit for each wire that raises it."""
         super().__init__(
             "PIIX3",
             vendor=0x8086,
@@ -55,27 +56,41 @@ class Piix3(PciFunction):
 
     def set_intx(self, slot: int, level: bool) -> None:
         """Drive INTA of a slot; several slots share a wire, several wires a line."""
+        if level == (slot in self._raised):
+            return
         if level:
             self._raised.add(slot)
         else:
             self._raised.discard(slot)
-        self._route()
+        self._drive_wire(wire(slot))
 
     def irq(self, slot: int) -> int | None:
         """Return the line to which INTA of a slot goes, or None."""
-        route = self._config[ROUTES + wire(slot)]
-        return None if route & OFF or route & 0xF not in ALLOWED else route & 0xF
+        return self._line(wire(slot))
+
+    def _line(self, wire_index: int) -> int | None:
+        route = self._config[ROUTES + wire_index]
+        return route if route < LINES else None
+
+    def _drive_wire(self, wire_index: int) -> None:
+        irq = self._line(wire_index)
+        if irq is None:
+            return
+        bit = 1 << WIRES * irq + wire_index
+        raised = any(wire(slot) == wire_index for slot in self._raised)
+        self._levels = self._levels | bit if raised else self._levels & ~bit
+        self._drive_line(irq)
+
+    def _drive_line(self, irq: int) -> None:
+        self._set_irq(irq, bool(self._levels >> WIRES * irq & (1 << WIRES) - 1))
 
     def _route(self) -> None:
-        lines = 0
-        for slot in self._raised:
-            irq = self.irq(slot)
-            lines |= 0 if irq is None else 1 << irq
-        changed, self._lines = lines ^ self._lines, lines
-        while changed:
-            irq = (changed & -changed).bit_length() - 1
-            changed &= changed - 1
-            self._set_irq(irq, bool(lines >> irq & 1))
+        """Start again: one wire after the other, then all lines (so does QEMU 7.2, and a raised line blinks)."""
+        self._levels = 0
+        for index in range(WIRES):
+            self._drive_wire(index)
+        for irq in range(LINES):
+            self._drive_line(irq)
 
     def _config_written(self, offset: int, size: int) -> Effects:
         if offset < ROUTES + WIRES and offset + size > ROUTES:

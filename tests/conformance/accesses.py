@@ -178,9 +178,18 @@ class Pair:
         Further options.
     served_vectors
         How many vectors the servers give, if not all.
+    quirks
+        ``x-quirks`` of our device.
     """
 
-    def __init__(self, directory: Path, vectors: int | None, *options: str, served_vectors: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        vectors: int | None,
+        *options: str,
+        served_vectors: int | None = None,
+        quirks: str | None = None,
+    ) -> None:
         self.vectors = vectors
         self.accesses = 0
         with contextlib.ExitStack() as stack:
@@ -191,7 +200,8 @@ class Pair:
                     path = directory / f"server.{kind}"
                     stack.enter_context(served(path, vectors=served_vectors or vectors, size_bytes=MIB))
                     device = ["-chardev", f"socket,id=c,path={path}"]
-                    device += ["-device", f"ivshmem-doorbell,chardev=c,vectors={vectors},addr={SLOT},id=d"]
+                    more = f",x-quirks={quirks}" if quirks and kind == "unicorn" else ""
+                    device += ["-device", f"ivshmem-doorbell,chardev=c,vectors={vectors},addr={SLOT},id=d{more}"]
                 elif vectors == 0:
                     device = ["-object", f"memory-backend-ram,id=m,size={MIB}"]
                     device += ["-device", f"ivshmem-plain,memdev=m,addr={SLOT},id=d"]
@@ -211,13 +221,8 @@ class Pair:
             At the first difference, with all that led to it.
         """
         script = list(steps)
-        answers = {kind: play(machine, script) for kind, machine in self.machines.items()}
         self.accesses += sum(len(step.lines) for step in script)
-        ours, theirs = (answers[kind] for kind in KINDS)
-        if ours != theirs:
-            number = next(index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-            told = "\n".join(f"  {step.text}" for step in script[: number + 1] if step.text)
-            raise AssertionError(f"ours {ours[number]}\nQEMU {theirs[number]}\nafter:\n{told}")
+        compare(script, *self.answers(script))
 
     def answers(self, steps: Sequence[Step]) -> tuple[list[Any], list[Any]]:
         """Carry out steps on both; returns our answers and QEMU's."""
@@ -232,6 +237,20 @@ class Pair:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def compare(script: Sequence[Step], ours: Sequence[Any], theirs: Sequence[Any]) -> None:
+    """Compare the answers to a script.
+
+    Raises
+    ------
+    AssertionError
+        At the first difference, with all that led to it.
+    """
+    for number, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if our != their:
+            told = "\n".join(f"  {step.text}" for step in script[: number + 1] if step.text)
+            raise AssertionError(f"ours {our}\nQEMU {their}\nafter:\n{told}")
 
 
 def _runs(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -23,6 +23,8 @@ class Difference:
         What shows it, with a device of two vectors placed by `accesses.PLACED`.
     ours, theirs
         The last line of the answer to the last step; empty where it depends on the firmware's version.
+    quirk
+        Our device answers as QEMU does with this ``x-quirks``.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Difference:
     steps: tuple[Step, ...]
     ours: str
     theirs: str
+    quirk: str | None = None
 
 
 DIFFERENCES = [
@@ -43,6 +46,7 @@ DIFFERENCES = [
         ),
         ours="OK 0x0000000000000000",
         theirs="OK 0x0100000000000000",
+        quirk="qemu-7.2",
     ),
     Difference(
         "a BAR over another one",
@@ -64,6 +68,13 @@ DIFFERENCES = [
         (do.memory(0xFEE00030, 4),),
         ours="OK 0x14000500",
         theirs="OK 0x00000000",
+    ),
+    Difference(
+        "both edge/level registers at once",
+        "The PIIX3's are two ports; in QEMU a word access goes to one of them twice.",
+        (do.ports(0x4D0, 1, 8), do.ports(0x4D1, 1, 2), do.ports(0x4D0, 2)),
+        ours="OK 0x0208",
+        theirs="OK 0x0808",
     ),
     Difference(
         "firmware",

@@ -11,6 +11,8 @@ from ivshmem_lab.pc.lapic import Lapic
 from ivshmem_lab.pc.pic import Pic
 from ivshmem_lab.pc.piix import ROUTES, Piix3, wire
 
+SPURIOUS = 0x28 + 7
+
 
 class Wired:
     """A local APIC behind an 8259 pair behind the router."""
@@ -82,7 +84,7 @@ def test_several_slots_share_a_line_until_the_last_one_lets_go(wired: Wired) -> 
     wired.piix.set_intx(4, False)
     assert wired.lapic.pending() == 0x2A
     wired.piix.set_intx(6, False)
-    assert wired.lapic.pending() is None
+    assert wired.lapic.pending() == SPURIOUS
 
 
 def test_a_route_that_changes_moves_a_raised_line(wired: Wired) -> None:
@@ -94,7 +96,42 @@ def test_a_route_that_changes_moves_a_raised_line(wired: Wired) -> None:
     wired.piix.write_config(ROUTES, 1, 11)
     assert wired.lapic.pending() == 0x2B
     wired.piix.write_config(ROUTES, 1, 0x80)
+    assert wired.lapic.pending() == SPURIOUS
+
+
+def test_a_request_taken_back_too_late_is_spurious_and_in_service_at_the_first_chip_only(wired: Wired) -> None:
+    wired.out(0x4D1, 0x0C)
+    wired.pic.set_irq(10, True)
+    wired.pic.set_irq(10, False)
+    assert wired.take() == SPURIOUS
+    for port, in_service in ((0x20, 0x04), (0xA0, 0)):
+        wired.out(port, 0x0B)
+        assert wired.read(port) == in_service
+    wired.out(0x20, 0x20)
+    wired.pic.set_irq(10, True)
+    assert wired.take() == 0x2A
+
+
+def test_polling_takes_a_line_without_the_cpu(wired: Wired) -> None:
+    wired.pic.set_irq(5, True)
+    wired.out(0x20, 0x0C)
+    assert wired.read(0x20) == 0x85
     assert wired.lapic.pending() is None
+    wired.out(0x20, 0x0C)
+    assert wired.read(0x21) == 0
+    assert wired.read(0x21) == 0, "the mask again"
+
+
+def test_rotation_puts_the_line_that_was_served_last(wired: Wired) -> None:
+    for irq in (3, 4):
+        wired.pic.set_irq(irq, True)
+    assert wired.take() == 0x23
+    wired.out(0x20, 0xA0)
+    wired.pic.set_irq(3, False)
+    wired.pic.set_irq(3, True)
+    assert wired.take() == 0x24
+    wired.out(0x20, 0x20)
+    assert wired.take() == 0x23
 
 
 def test_masks_and_priorities(wired: Wired) -> None:
