@@ -135,6 +135,7 @@ class _Doer:
             machine=vm.machine,
             root_ports=vm.root_ports,
             cpu=vm.cpu,
+            accel=vm.accel,
         )
 
     def _remove(self, name: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import EmulatorNotFoundError, UsageError
+from ..errors import EmulatorNotFoundError, UsageError, VmError
 from ..topology.validate import Problem, validate
+from ..vm.accel import choose
 from ..vm.linux.guest import LEAST_MEMORY_BYTES
 from ..vm.qemu import find_emulator
 from .arguments import read_cpu, read_guest, read_vm_memory
@@ -60,5 +61,11 @@ def _vm(vm: Vm) -> Iterator[Problem]:
     except EmulatorNotFoundError as error:
         hint = "install it, or write emulator: unicorn"
         yield Problem("emulator", f"{path}.emulator", str(error), "an emulator that is installed", hint)
+        return
     except UsageError:
         return  # an emulator that does not exist: told already
+    if vm.accel == "kvm" and vm.emulator == "qemu" and vm.guest != "linux":
+        try:
+            choose("kvm", "bare-metal")
+        except VmError as error:
+            yield Problem("accel", f"{path}.accel", str(error), "tcg or auto", "write accel: auto")

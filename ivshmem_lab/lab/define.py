@@ -78,6 +78,7 @@ def define_vm(
         machine,
         cpu,
         root_ports,
+        accel,
     )
     return (LinuxVm if linux else LabVm)(home, vm, servers, definition, guest)
 

@@ -47,7 +47,7 @@ class Vm:
     """A virtual machine.
 
     `memory_bytes` None is the lab's own choice, `cpu` None any host CPU, `root_ports` None four on q35. Linux guests
-    are always q35.
+    are always q35. `accel` is what runs QEMU's guest: tcg, kvm, or auto for KVM where it works.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Vm:
     machine: str = "pc"
     cpu: int | None = None
     root_ports: int | None = None
+    accel: str = "tcg"
     devices: tuple[Link, ...] = ()
 
 

@@ -92,6 +92,8 @@ def _vm_words(vm: Vm) -> Iterable[str]:
     for key in ("root_ports", "cpu"):
         if getattr(vm, key) is not None:
             yield f"{key}={getattr(vm, key)}"
+    if vm.accel != "tcg":
+        yield f"accel={_text(vm.accel)}"
 
 
 def _size(size_bytes: int) -> str:

@@ -19,6 +19,7 @@ NAME = re.compile(r"\w[\w.-]{0,31}")
 """What a member of a lab may be called."""
 
 MASTERS = ("on", "off", "auto")
+ACCELERATORS = ("tcg", "kvm", "auto")
 PC_PLACES = 30
 """Slots of a pc's bus that the chipset leaves (i440FX; QEMU 7.2 with ``-nodefaults``)."""
 DEFAULT_ROOT_PORTS = 4
@@ -130,7 +131,11 @@ def _vm(vm: Vm) -> Iterator[Problem]:
             what = f"{vm.root_ports} root ports of a {vm.machine}"
             hint = "a pc needs none: devices go into its slots" if not most else "choose a smaller number"
             yield Problem("choice", f"{path}.root_ports", what, f"0 to {most}", hint)
-    for field, allowed in (("emulator", ("unicorn", "qemu")), ("machine", ("pc", "q35"))):
+    if vm.emulator == "unicorn" and vm.accel == "kvm":
+        what = "unicorn has no accelerator kvm"
+        yield Problem("choice", f"{path}.accel", what, "tcg or auto", "write emulator: qemu, or leave accel out")
+    choices = {"emulator": ("unicorn", "qemu"), "machine": ("pc", "q35"), "accel": ACCELERATORS}
+    for field, allowed in choices.items():
         value = getattr(vm, field)
         if value not in allowed:
             hint = f"write {field}: {allowed[0]}"

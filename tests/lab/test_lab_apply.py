@@ -17,6 +17,7 @@ from ivshmem_lab.lab.members import LabVm
 from ivshmem_lab.topology.model import HostPeer, Link, Memory, Server, Topology, Vm
 from ivshmem_lab.topology.plan import Standing, Verb, plan
 from ivshmem_lab.topology.python_line import python_line
+from ivshmem_lab.vm.accel import probe
 
 QEMU = pytest.param("qemu", marks=pytest.mark.qemu)
 BOARD, FRAME = Server("board", 1 << 16, 2), Memory("frame", 1 << 16)
@@ -310,3 +311,25 @@ def test_the_python_line_of_each_action_does_the_same(lab):
                 member.wait_text("probe: watching", 30.0)
         assert unordered(lab.topology()) == unordered(wanted)
         assert lab.plan(wanted) == ()
+
+
+@pytest.mark.qemu
+def test_the_accelerator_that_was_asked_for_is_part_of_the_topology(lab):
+    wanted = Topology(vms=(Vm("any", "qemu", "probe", accel="auto"),))
+    lab.plan(wanted)
+    lab.apply(wanted)
+    assert lab.topology() == wanted
+    assert list(lab.plan(wanted)) == []
+
+
+@pytest.mark.qemu
+def test_an_accelerator_that_does_not_work_is_told_before_anything_is_changed(lab):
+    wanted = Topology(vms=(Vm("any", "qemu", "probe", accel="kvm"),))
+    assert [each.path for each in lab.problems(wanted)] == (
+        [] if probe("kvm", "bare-metal").works else ["vms.any.accel"]
+    )
+
+
+def test_unicorn_has_no_kvm(lab):
+    (problem,) = lab.problems(Topology(vms=(Vm("any", accel="kvm"),)))
+    assert problem.path == "vms.any.accel"

@@ -37,6 +37,7 @@ def topologies(draw: st.DrawFn) -> Topology:
             draw(TEXTS),
             machine="q35",
             root_ports=draw(st.sampled_from([None, 3, 24])),
+            accel=draw(st.sampled_from(["tcg", "auto"])),
             devices=tuple(draw(links)),
         )
         for n in ("a", "b")

@@ -41,6 +41,9 @@ def topologies(draw: st.DrawFn) -> Topology:
     ports = [draw(st.sampled_from([None, 3, 4])) for _ in vms]
     machines = ["q35" if p else "pc" for p in ports]
     vms = [replace(vm, root_ports=p, machine=m, cpu=p) for vm, p, m in zip(vms, ports, machines, strict=True)]
+    vms = [
+        replace(vm, accel=draw(st.sampled_from(["tcg", "kvm", "auto"]))) if vm.emulator == "qemu" else vm for vm in vms
+    ]
     peers = [HostPeer("me", draw(st.sampled_from(servers)).name)] if servers and draw(st.booleans()) else []
     return Topology(tuple(servers), tuple(memories), tuple(vms), tuple(peers))
 
@@ -90,7 +93,18 @@ def sayable(draw: st.DrawFn) -> Topology:
         for name in ("lab", "b-1", "c")
     ]
     vms.append(
-        Vm("q", "qemu", "/a.elf", None, 1 << 20, "q35", root_ports=3, devices=(Link(server="s", master=draw(own)),))
+        Vm(
+            "q",
+            "qemu",
+            "/a.elf",
+            None,
+            1 << 20,
+            "q35",
+            None,
+            3,
+            draw(st.sampled_from(["tcg", "kvm"])),
+            (Link(server="s", master=draw(own)),),
+        )
     )
     return Topology(tuple(servers), tuple(memories), tuple(vms), ())
 
@@ -143,7 +157,7 @@ def test_a_legacy_script_becomes_a_topology_and_the_rest_is_told() -> None:
         (Server("one", 8 << 20, 4),),
         (Memory("scratch", 1 << 20),),
         (
-            Vm("first", "qemu", None, None, 1 << 30, devices=(Link(server="one"),)),
+            Vm("first", "qemu", None, None, 1 << 30, accel="kvm", devices=(Link(server="one"),)),
             Vm(
                 "vm2",
                 "qemu",
@@ -151,6 +165,7 @@ def test_a_legacy_script_becomes_a_topology_and_the_rest_is_told() -> None:
                 "console=ttyS0",
                 machine="q35",
                 cpu=1,
+                accel="kvm",
                 devices=(Link(server="one", vectors=2, master="off"), scratch),
             ),
         ),
@@ -167,7 +182,6 @@ def test_a_legacy_script_becomes_a_topology_and_the_rest_is_told() -> None:
         ("vms.first", "-smp 2"),
         ("vms.first", "-hda disk.img"),
         ("vms.vm2", "ivshmem device with shm=scratch: use64=0"),
-        ("vms.vm2", "-machine accel=kvm"),
         ("vms.vm2", "-machine pc-q35-2.9"),
         ("file", "echo done"),
         ("vms.vm2.devices[0]", "a device that is there at the start"),
@@ -195,6 +209,24 @@ def test_a_backend_of_another_kind_is_told() -> None:
     parsed = named("qemu").parse(text)
     assert parsed.topology.memories == (Memory("x", 2 << 20),)
     assert "memory of the lab's own instead, named x" in str(parsed.lost[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "accel", "lost"),
+    [
+        ("", "tcg", []),
+        ("-accel tcg", "tcg", []),
+        ("-enable-kvm", "kvm", []),
+        ("-machine pc,accel=kvm:tcg", "auto", []),
+        ("-accel kvm -accel tcg", "auto", []),
+        ("-accel tcg -accel kvm", "tcg", []),
+        ("-accel hvf -accel tcg,thread=multi", "tcg", ["-accel thread=multi", "-accel hvf"]),
+    ],
+)
+def test_accelerators_are_read_as_qemu_tries_them(options: str, accel: str, lost: list[str]) -> None:
+    parsed = named("qemu").parse(f"qemu-system-x86_64 {options}")
+    assert parsed.topology.vms[0].accel == accel
+    assert [each.what for each in parsed.lost] == lost
 
 
 DOMAIN = """\
@@ -235,7 +267,8 @@ def test_a_domain_becomes_a_topology_and_the_rest_is_told() -> None:
         Link(server="s"),
     )
     told = [lost.what for lost in parsed.lost]
-    for what in ("type='kvm'", "<uuid>", "4 vCPUs", "os: <boot dev='hd'>", "devices: <disk type='file'>"):
+    assert web.accel == "kvm"
+    for what in ("<uuid>", "4 vCPUs", "os: <boot dev='hd'>", "devices: <disk type='file'>"):
         assert what in told
     assert "shmem plain: <alias name='shmem0'>" in told
     assert not any("controller" in what or "Memory" in what for what in told)

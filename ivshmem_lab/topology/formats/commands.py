@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NoReturn
 
@@ -39,6 +39,8 @@ _QUIET = {
 }
 """Options that say what a lab does anyway."""
 _ROOT_PORT = "pcie-root-port"
+_ACCELERATORS = {"tcg": (), "kvm": ("kvm",), "auto": ("kvm", "tcg")}
+"""QEMU tries several in their order."""
 _STARTERS = frozenset({"exec", "sudo", "nohup", "command"})
 _WAITING = (["wait"], ["do", "sleep", "0.1"], ["done"])
 _NO_PLACE = "a topology has no place for it"
@@ -170,6 +172,8 @@ class _Machine:
         self.program = PurePosixPath(words[0]).name if has_program else PROGRAMS["qemu"]
         self.words = words[1:] if has_program else words
         self.path = ""
+        # Distributions' programs of these names are QEMU with -enable-kvm.
+        self.accelerators = ["kvm"] if self.program in ("kvm", "qemu-kvm") else []
 
     def read(self, name: str, cpu: int | None) -> None:
         items = self.dialect.parse(self.words).items
@@ -197,6 +201,12 @@ class _Machine:
                 continue
             if option.name in ("machine", "M"):
                 machine = self._machine(option)
+            elif option.name == "accel":
+                pairs = option.pairs("accel")
+                self.accelerators.append(pairs.pop("accel", ""))
+                self._rest(pairs, "-accel")
+            elif option.name == "enable-kvm":
+                self.accelerators.append("kvm")
             elif option.name == "m":
                 pairs = option.pairs("size")
                 memory_bytes = parse_size(pairs.pop("size", "128"), "-m", default_suffix="m")
@@ -210,7 +220,15 @@ class _Machine:
             else:
                 self.lose(shlex.join(option.words), _NO_PLACE)
         vm = Vm(name, emulator, guest, args, memory_bytes, machine, cpu, root_ports=ports or None)
-        self.gather.vm(vm, devices)
+        self.gather.vm(replace(vm, accel=self._accelerator()), devices)
+
+    def _accelerator(self) -> str:
+        """Read what QEMU tries in this order; it takes TCG where nothing is said."""
+        known = [name for name in self.accelerators if name in ("tcg", "kvm")]
+        for name in self.accelerators:
+            if name not in known:
+                self.lose(f"-accel {name}", "a lab's machines run by TCG or KVM")
+        return "tcg" if not known or known[0] == "tcg" else "auto" if "tcg" in known else "kvm"
 
     def lose(self, what: str, why: str) -> None:
         self.gather.lose(self.path, what, why)
@@ -265,6 +283,8 @@ class _Machine:
     def _machine(self, option: Option) -> str:
         pairs = option.pairs("type")
         kind = pairs.pop("type", "pc")
+        # Colons stand between what is tried (QEMU manual, "-machine").
+        self.accelerators += [name for name in pairs.pop("accel", "").split(":") if name]
         self._rest(pairs, "-machine")
         machine = "q35" if "q35" in kind else "pc"
         if kind != machine:
@@ -315,6 +335,8 @@ def _vm_line(vm: Vm, ends: Mapping[str, Server | Memory], dialect: Dialect, gues
     groups = [["taskset", "-c", str(vm.cpu)] if vm.cpu is not None else []]
     groups[0] += [PROGRAMS[vm.emulator], "-name", join_pairs([("guest", vm.name)], "guest")]
     groups[0] += ["-nodefaults", "-display", "none", "-serial", f"file:{vm.name}.log", "-machine", vm.machine]
+    for accelerator in _ACCELERATORS[vm.accel]:
+        groups[0] += ["-accel", accelerator]
     if vm.memory_bytes is not None:
         groups[0] += ["-m", f"{vm.memory_bytes // MIB}M"]
     if vm.guest is not None and vm.guest != "linux":

@@ -8,6 +8,7 @@ An XML document type is refused, so that no entity is ever expanded.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ..model import Link
 
 _ROLES = {"master": "on", "peer": "off"}
+_ACCELERATORS = {"qemu": "tcg", "kvm": "kvm"}
 _UNITS = {
     **dict.fromkeys(("b", "byte", "bytes"), 1),
     **{
@@ -43,6 +45,7 @@ _REASONS = {
     r"memories\.[^.]*": "a memory that no machine has is in no domain",
     r"\.guest": "the image of a Linux guest has no name for libvirt; give its kernel and initrd, see ivshmem-lab linux build",
     r"\.memory": "a domain states its memory; this is what a lab would choose",
+    r"\.accel": "libvirt has only the types qemu and kvm",
     r"\.master": "libvirt has only the roles master and peer",
     r"devices\[\d+\]\.\w+": "a domain's devices are there at the start, with these values",
     "": "domain XML cannot say it",
@@ -104,8 +107,9 @@ class _Domain:
     def read(self) -> None:
         devices: list[Raw] = []
         emulator, machine, guest, args, memory_bytes, cpu, ports = "qemu", "pc", None, None, None, None, 0
-        if self.domain.get("type") not in (None, "qemu"):
-            self.lose(f"type={self.domain.get('type')!r}", "a lab's machines run without an accelerator (TCG)")
+        kind = self.domain.get("type", "qemu")
+        if kind not in _ACCELERATORS:
+            self.lose(f"type={kind!r}", "a lab's machines run by TCG or KVM")
         for part in self.domain:
             match part.tag:
                 case "memory":
@@ -143,6 +147,7 @@ class _Domain:
                 case _:
                     self.lose(_tag(part))
         vm = Vm(self.name, emulator, guest, args, memory_bytes, machine, cpu, root_ports=ports or None)
+        vm = replace(vm, accel=_ACCELERATORS.get(kind, "tcg"))
         self.gather.vm(vm, devices)
 
     def system(self, part: ET.Element) -> tuple[str, str | None, str | None]:
@@ -249,7 +254,9 @@ def write(topology: Topology, guests: Mapping[str, str] | None = None) -> Render
 
 
 def _domain(vm: Vm, ends: Mapping[str, Server | Memory], guests: Mapping[str, str]) -> ET.Element:
-    domain = ET.Element("domain", type="qemu")
+    domain = ET.Element(
+        "domain", type=next((kind for kind, accel in _ACCELERATORS.items() if accel == vm.accel), "qemu")
+    )
     _add(domain, "name", vm.name)
     linux = vm.guest == "linux"
     memory_bytes = vm.memory_bytes or (128 if linux else 32) * MIB
