@@ -19,7 +19,8 @@
     │   ├── EmulatorNotFoundError the program is not installed
     │   ├── VmStartError          the process ended or said nothing in time
     │   ├── QmpCommandError       the machine refused a QMP command; `.qmp_class`, `.desc`, `.hint`
-    │   └── GuestSilentError      the guest does not let a device go; `force()` or `give_up()`
+    │   ├── GuestSilentError      the guest does not let a device go; `force()` or `give_up()`
+    │   └── MigrationError        a machine cannot move; `.side`, `.desc`, `.hint`
     └── LabError                  the lab (names, life cycle)
         └── ApplyError            a step of a plan; `.step`, `.done`
 
@@ -153,6 +154,26 @@ class QmpCommandError(VmError):
 
 class GuestSilentError(VmError, TimeoutError):
     """The guest was asked to let a device go, and has not done so in time."""
+
+
+class MigrationError(VmError):
+    """A machine could not move to another process; it runs on where it was.
+
+    Parameters
+    ----------
+    side
+        Who refused: ``"source"`` or ``"destination"``.
+    desc
+        The emulator's own words.
+    hint
+        What to do about it.
+    """
+
+    def __init__(self, side: str, desc: str, hint: str = "") -> None:
+        super().__init__(f"the {side} says: {desc}{f'; {hint}' if hint else ''}")
+        self.side = side
+        self.desc = desc
+        self.hint = hint
 
 
 class LabError(IvshmemLabError):

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from .guard import Guard
     from .loop import LabLoop
+    from .members import LabVm
 
 
 class Home(Protocol):
@@ -17,6 +19,7 @@ class Home(Protocol):
 
     loop: LabLoop
     guard: Guard
+    directory: Path
 
     @property
     def closed(self) -> bool:
@@ -24,6 +27,9 @@ class Home(Protocol):
 
     def forget(self, name: str, member: object) -> None:
         """Free the name of a member that is gone."""
+
+    def define_like(self, vm: LabVm, name: str) -> LabVm:
+        """Define a machine like another, without its devices."""
 
     def require_open(self, call: str) -> None:
         """Raise LabError when the lab is closed."""

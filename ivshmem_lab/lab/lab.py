@@ -191,7 +191,7 @@ class Lab(Membership):
             The one host CPU to run on; None for any.
         accel
             What runs the instructions of a guest on QEMU: ``"tcg"``, which works everywhere; ``"kvm"``; ``"auto"``, KVM where
-            a small guest of that kind (bare metal, Linux) was seen to work under it, else TCG. A topology does not keep it.
+            a small guest of that kind (bare metal, Linux) was seen to work under it, else TCG.
 
         Raises
         ------
@@ -210,6 +210,21 @@ class Lab(Membership):
         with self._taking(name):
             self._members[name] = made
         return made
+
+    def define_like(self, vm: LabVm, name: str) -> LabVm:
+        """Define a machine like another one, without its devices; errors are those of `vm`."""
+        like = vm.definition
+        return self.vm(
+            name,
+            vm.guest,  # type: ignore[arg-type]
+            like.args,
+            emulator=like.emulator,
+            memory=like.memory_bytes,
+            machine=like.machine,
+            root_ports=like.root_ports,
+            cpu=like.cpu,
+            accel=like.accel,
+        )
 
     def peer(self, name: str, connect: LabServer) -> Peer:
         """Let this process join a server as a peer.

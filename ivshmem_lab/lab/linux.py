@@ -107,7 +107,8 @@ class LabCommand:
 class LinuxVm(LabVm):
     """A Linux guest of a lab; made by ``lab.vm(…, guest="linux", emulator="qemu")``."""
 
-    _agent: GuestAgent | None = None
+    agent: GuestAgent | None = None
+    """Who runs commands in the guest, once one was asked for."""
 
     def wait_ready(self, timeout_s: float = BOOT_TIME_LIMIT_S) -> None:
         """Wait until the guest has booted and takes commands.
@@ -175,14 +176,20 @@ class LinuxVm(LabVm):
         try:
             await super().end()
         finally:
-            if self._agent is not None:
-                self._agent.close()
+            if self.agent is not None:
+                self.agent.close()
+
+    async def take_over(self, source: LabVm) -> None:
+        """Reach the agent of a guest that has moved here; what ran for the source's callers is theirs no more."""
+        if isinstance(source, LinuxVm) and source.agent is not None:
+            self.agent = GuestAgent(self.name, self._vm.take_port(PORT_NAME))
+            self.agent.take_over(source.agent)
 
     async def _ready(self, timeout_s: float = BOOT_TIME_LIMIT_S) -> GuestAgent:
-        if self._agent is None:
-            self._agent = GuestAgent(self.name, self._vm.take_port(PORT_NAME))
-        await self._agent.wait_ready(timeout_s)
-        return self._agent
+        if self.agent is None:
+            self.agent = GuestAgent(self.name, self._vm.take_port(PORT_NAME))
+        await self.agent.wait_ready(timeout_s)
+        return self.agent
 
     async def _run(self, args: Sequence[str], stdin: bytes, timeout_s: float | None) -> Completed:
         agent = await self._ready()

@@ -6,19 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LabError, VmError, VmStartError
 from ..units import format_size
+from ..vm.migration import MIGRATION_TIME_LIMIT_S, arrived, receive
 from ..vm.state import VmState
 from ..vm.vm import COMMAND_TIME_LIMIT_S
 from .console import Console
 from .home import Row
+from .migration import Mover
 from .pluggable import PluggableVm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..topology.model import Vm as Definition
     from ..vm.events import QmpEvent
     from ..vm.vm import Vm
     from .home import Home
+    from .migration import Migration, MigrationStep, OnProgress
+    from .plugged import Source
     from .servers import LabServer
 
 
@@ -42,6 +46,11 @@ class LabVm(PluggableVm):
         self.definition = definition
         self.guest = guest
         self.console = Console(home, vm)
+
+    @property
+    def process(self) -> Vm:
+        """The machine itself; its coroutines belong to the lab's loop."""
+        return self._vm
 
     @property
     def emulator(self) -> str:
@@ -131,6 +140,84 @@ class LabVm(PluggableVm):
         self._home.require_open(f"{self.name}.resume()")
         self._home.loop.call(self._vm.cont())
 
+    def migrate(
+        self,
+        to: LabVm | str,
+        *,
+        sources: Mapping[Source, Source | None] | None = None,
+        peers: str = "refuse",
+        timeout_s: float = MIGRATION_TIME_LIMIT_S,
+        on_step: Callable[[MigrationStep], None] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Migration:
+        """Move it into another process while its guest computes; this one ends when the guest is there.
+
+        Parameters
+        ----------
+        to
+            A name for the destination, which is then defined like this machine; a machine of a lab that is defined like
+            it and not started, or waits (`start_waiting`); or the address where one waits elsewhere, such as
+            ``"tcp:192.0.2.7:4444"``.
+        sources
+            What a device shows at the destination, where that is another server or memory: ``{board: fresh_board}``.
+            None leaves the device out there.
+        peers
+            What becomes of devices with ``master=off``, which do not move: ``"refuse"`` with QEMU's words, or ``"replug"``: they are
+            unplugged before and plugged in again after, with new peer ids.
+        timeout_s
+            How long the way may take, in seconds.
+        on_step
+            Called with each step as it is done.
+        on_progress
+            Called with the bytes that are sent and those that there are, on the lab's thread.
+
+        Returns
+        -------
+        Migration
+            With the machine where it is now, and each step.
+
+        Raises
+        ------
+        MigrationError
+            One side refused; its `side`, its own words, and a hint. The guest runs on here, with the devices it had, and nothing
+            is left of the destination.
+        UsageError
+            A value is not allowed.
+        VmError
+            The machine does not run, or took too long.
+        """
+        self._home.require_open(f"{self.name}.migrate()")
+        return Mover(self, to, sources or {}, peers, timeout_s, on_step, on_progress).move()
+
+    def start_waiting(self) -> None:
+        """Start the process without its guest: what it computes comes by `migrate` or `receive`.
+
+        Raises
+        ------
+        VmStartError
+            It could not be started; nothing is left of it.
+        """
+        self._home.require_open(f"{self.name}.start_waiting()")
+        self._home.loop.call(self.begin(run=False, incoming=True))
+
+    def receive(self, uri: str, timeout_s: float = MIGRATION_TIME_LIMIT_S) -> None:
+        """Wait at an address, such as ``"tcp:0.0.0.0:4444"``, until a machine has come from elsewhere.
+
+        Plug what moves along in before, after `start_waiting`: with the same ids, in the same places.
+
+        Raises
+        ------
+        MigrationError
+            It cannot wait there, or what came does not fit; then it has ended.
+        VmTimeoutError
+            Nobody came.
+        """
+        if self.state is VmState.DEFINED:
+            self.start_waiting()
+        self._home.require_open(f"{self.name}.receive()")
+        self._home.loop.call(receive(self._vm, uri))
+        self._home.loop.call(arrived(self._vm, timeout_s))
+
     def close(self) -> None:
         """End the machine; the name is free again. May be repeated."""
         if not self._home.closed:
@@ -175,11 +262,12 @@ class LabVm(PluggableVm):
             parts.append(f"peer {peer_id} of {server.name}")
         return f"<LabVm {self.name}: {', '.join(parts)}>"
 
-    async def begin(self, *, run: bool) -> None:
+    async def begin(self, *, run: bool, incoming: bool = False) -> None:
         """Launch what is defined, let run what has not run yet; on the lab's loop."""
         try:
             if self._vm.state is VmState.DEFINED:
-                await self._vm.launch()
+                await self._vm.launch(incoming=incoming)
+                self._begun = incoming  # it is not ours to start
                 for boot, peer_id in zip(self._boot, self._find_peer_ids(), strict=True):
                     boot.peer_id = peer_id
             if run and not self._begun and self._vm.state is VmState.PAUSED:
@@ -190,6 +278,9 @@ class LabVm(PluggableVm):
             if isinstance(error, VmError) and not isinstance(error, VmStartError):
                 raise VmStartError(f"{self.name} ended while it was being started: {error}") from error
             raise
+
+    async def take_over(self, source: LabVm) -> None:
+        """Go on with a guest that has moved here from another machine, which has not ended yet; on the lab's loop."""
 
     async def end(self) -> None:
         """Close; on the lab's loop."""

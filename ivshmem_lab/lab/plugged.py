@@ -119,6 +119,12 @@ class LabDevice:
         return str(self._device.place)
 
     @property
+    def where(self) -> str | int:
+        """The same as `LabVm.plug` takes it (``bus=``): a slot's number, or a root port's name."""
+        place = self._device.place
+        return place.slot if place.bus == "pci.0" else place.bus
+
+    @property
     def steps(self) -> list[Step]:
         """What has happened to it, with times and QMP messages."""
         return list(self._device.steps)

@@ -203,6 +203,12 @@ class GuestAgent:
         if self._lost is not None:
             raise self._lost
 
+    def take_over(self, other: GuestAgent) -> None:
+        """Go on where another one was: its guest has moved here with its agent, which greets nobody a second time."""
+        self._numbers = other._numbers
+        if other._ready.is_set() and other._lost is None:
+            self._ready.set()
+
     async def start(self, args: Sequence[str], *, stdin: bytes = b"") -> GuestCommand:
         """Start a command.
 

@@ -10,6 +10,8 @@ from ..units import MIB
 MACHINE_TYPES = ("pc", "q35")
 """i440FX with one conventional PCI bus, and Q35 with PCI Express (QEMU manual, ``-machine``)."""
 
+INCOMING = ("-incoming", "defer")
+
 DEBUG_EXIT_PORT = 0xF4
 """The guest writes V here and the process ends with status ``(V << 1) | 1`` (QEMU, ``isa-debug-exit``)."""
 
@@ -89,8 +91,8 @@ class Machine:
         """Return further descriptors that the process inherits under their numbers."""
         return ()
 
-    def options(self, console_fd: int, qmp_fd: int, *port_fds: int) -> list[str]:
-        """Return the options of either emulator; the machine starts paused.
+    def options(self, console_fd: int, qmp_fd: int, *port_fds: int, incoming: bool = False) -> list[str]:
+        """Return the options of either emulator; the machine starts paused, or waits for a migration.
 
         Parameters
         ----------
@@ -98,6 +100,8 @@ class Machine:
             Inherited sockets for the serial port and for the QMP monitor.
         *port_fds
             One for each of `ports`.
+        incoming
+            Wait for ``migrate-incoming``; what arrives runs if it ran before.
 
         Examples
         --------
@@ -127,4 +131,4 @@ class Machine:
             options += ["-chardev", f"socket,id={chardev},path={escape(connection.path)}"]
             device = f"ivshmem-doorbell,id={boot_device_id(number)},chardev={chardev},vectors={connection.vectors}"
             options += ["-device", device]
-        return [*options, "-S"]
+        return [*options, *(INCOMING if incoming else ("-S",))]

@@ -131,10 +131,10 @@ class Vm:
 
     # -- life -----------------------------------------------------------------------------------------
 
-    async def launch(self, timeout_s: float = START_TIME_LIMIT_S) -> None:
+    async def launch(self, timeout_s: float = START_TIME_LIMIT_S, *, incoming: bool = False) -> None:
         """Start the process and wait until its monitor answers and all its devices are there.
 
-        The machine is paused afterwards; `cont` lets it run.
+        The machine is paused afterwards, and `cont` lets it run; or it waits for a migration (`incoming`).
 
         Raises
         ------
@@ -147,7 +147,7 @@ class Vm:
             raise VmError(f"{self.name} is {self._state} and cannot be started again; define a new one")
         self._state = VmState.STARTING
         try:
-            process, monitor_socket = self._spawn()
+            process, monitor_socket = self._spawn(incoming)
         except OSError as error:
             self._state, self._reason = VmState.FAILED, str(error)
             raise VmStartError(f"{self.name} could not be started: {error}") from error
@@ -276,7 +276,7 @@ class Vm:
 
     # -- inside ---------------------------------------------------------------------------------------
 
-    def _spawn(self) -> tuple[Process, socket.socket]:
+    def _spawn(self, incoming: bool) -> tuple[Process, socket.socket]:
         """Start the process; return it and our end of its monitor."""
         with contextlib.ExitStack() as inherited, contextlib.ExitStack() as ours:
             console, console_theirs = socket.socketpair()
@@ -294,7 +294,7 @@ class Vm:
                 fds.append(theirs.fileno())
             process = Process.spawn(
                 self.name,
-                [*self.emulator.argv, *self.machine.options(*fds)],
+                [*self.emulator.argv, *self.machine.options(*fds, incoming=incoming)],
                 pass_fds=(*fds, *self.machine.inherited_fds()),
                 environment=self._environment,
                 cpu=self.cpu,

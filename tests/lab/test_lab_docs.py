@@ -1,4 +1,4 @@
-"""The Python blocks of ``docs/hotplug.md`` run as they stand."""
+"""The Python blocks of ``docs/hotplug.md`` and ``docs/migration.md`` run as they stand."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def test_the_examples_of_the_guide_to_hotplug_run_in_the_order_of_the_page(capsy
         return [re.sub(r"^ +[\d.]+ ms", "", line) for line in text.splitlines() if re.match(r" +[\d.]+ ms", line)]
 
     assert steps(said) == steps(shown)
+
+
+def test_the_example_of_the_guide_to_migration_runs(capsys):
+    text = (DOCS / "migration.md").read_text(encoding="utf-8")
+    example, on_two_hosts = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert all(line.startswith("#") for line in on_two_hosts.splitlines())
+    names = {}
+    try:
+        exec(compile(example, "docs/migration.md", "exec"), names)
+    finally:
+        if "lab" in names:
+            names["lab"].close()
+    assert capsys.readouterr().out.startswith("alice has moved to bob in ")

@@ -4,7 +4,8 @@
  * Works with ivshmem-plain and ivshmem-doorbell. Says "ready", then goes round without end, or, with idle=1, once per
  * interrupt. An interrupt is told, and answered when the first word of the shared memory names a peer id + 1.
  * Serial input: 'c' prints the state; 'e' ejects what is asked to go (QEMU's docs/specs/acpi_pci_hotplug) and goes on with the
- * private memory alone; 'o' opens the device that is there now, whose memory is filled anew.
+ * private memory alone; 'o' opens the device that is there now, whose memory is filled anew. With watch=1 it does both by
+ * itself, and needs no device at the start.
  */
 #include "ivshmem.h"
 
@@ -12,6 +13,7 @@
 #define FIRST_SHARED_WORD 1024 /* the page before is for others to write */
 #define SERIAL_PORT 0x3F8
 #define LSR_DATA_READY 1
+#define HOTPLUG_UP 0xAE00
 #define HOTPLUG_DOWN 0xAE04
 #define HOTPLUG_EJECT 0xAE08
 
@@ -19,7 +21,7 @@ static u32 private_memory[PRIVATE_WORDS];
 static struct ivshmem device;
 static u32 *shared;
 static u32 shared_words; /* 0 while there is no device */
-static u32 round_number, plain, interrupts;
+static u32 round_number, plain, interrupts, any;
 
 static u32 expected(u32 index, u32 round, u32 salt) { return (index * 0x9E3779B1u) ^ (round * 0x85EBCA6Bu) ^ salt; }
 
@@ -62,6 +64,12 @@ static void remember_plain(u32 function)
         plain = function;
 }
 
+static void remember_any(u32 function)
+{
+    if (pci_read(function, PCI_ID) == IVSHMEM_ID)
+        any = function;
+}
+
 static void place_device(void)
 {
     struct bar bars[BARS];
@@ -88,6 +96,14 @@ static void open_device(void)
     shared_words = device.memory_bytes / 4 - FIRST_SHARED_WORD;
     write32(device.registers + REG_INTR_MASK, 0x12345678);
     fill(shared, shared_words, 0xCAFE);
+}
+
+static void reopen(void)
+{
+    round_number++; /* what is filled now belongs to the next round */
+    open_device();
+    round_number--;
+    print("migrant: opened\n");
 }
 
 static void eject(void)
@@ -124,10 +140,12 @@ static void take_interrupts(void)
 
 void program(void)
 {
-    u32 idle = 0;
-    const struct option options[] = {{"idle", &idle, 0}};
+    u32 idle = 0, watch = 0;
+    const struct option options[] = {{"idle", &idle, 0}, {"watch", &watch, 0}};
     parse_command_line(options, sizeof options / sizeof options[0]);
-    open_device();
+    pci_walk(remember_any);
+    if (any || !watch)
+        open_device();
     fill(private_memory, PRIVATE_WORDS, 0x5EED);
     __asm__ volatile("fninit; fldpi");
     print("migrant: ready\n");
@@ -140,17 +158,18 @@ void program(void)
         disable_interrupts();
         check_pi();
         take_interrupts();
-        /* After this round's words were written: what is filled now belongs to the next one. */
+        if (watch) {
+            if (inl(HOTPLUG_DOWN))
+                eject();
+            if (inl(HOTPLUG_UP) && !shared_words)
+                reopen();
+        }
         u8 wish = inb(SERIAL_PORT + 5) & LSR_DATA_READY ? inb(SERIAL_PORT) : 0;
         if (wish == 'c')
             tell();
         else if (wish == 'e')
             eject();
-        else if (wish == 'o') {
-            round_number++;
-            open_device();
-            round_number--;
-            print("migrant: opened\n");
-        }
+        else if (wish == 'o')
+            reopen();
     }
 }
