@@ -32,6 +32,7 @@ Exit status: 0 done, 1 failed, 2 wrong call, 130 interrupted."""
 
 _OTHERS = {
     "up": "start the lab that a topology file describes, and run it until Ctrl-C",
+    "vm": "machines of a lab that `up` runs: ps, start, stop, plug, unplug, console, migrate",
     "translate": "turn a topology (YAML, JSON, QEMU command lines, libvirt XML, Python) or one legacy command line into another format",
     "trace": "draw what `ivshmem-server --trace FILE` recorded as a swim-lane, or replay it",
     "bench": "measure in one run: `bench server` (joining peers), `bench channel` (messages between two processes), "
@@ -165,6 +166,10 @@ def _other(words: Sequence[str]) -> int:
         from . import up
 
         return up.main(words[1:])
+    if words[0] == "vm":
+        from . import vm_cli
+
+        return vm_cli.main(words[1:])
     if words[0] == "translate":
         from . import translate
 

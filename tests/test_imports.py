@@ -20,7 +20,7 @@ ORDER = [
     *("wire", "device", "pc", "topology", "stats"),
     *("ipc", "server", "peer", "trace", "emulator", "guests", "vm"),
     *("lab", "bench", "plots", "widgets"),
-    *("demo", "doctor", "magics", "translate", "up", "cli", "entry", "__main__"),
+    *("demo", "doctor", "magics", "translate", "up", "vm_cli", "cli", "entry", "__main__"),
 ]
 """A room imports only from rooms before it."""
 

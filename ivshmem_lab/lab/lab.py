@@ -211,14 +211,15 @@ class Lab(Membership):
             self._members[name] = made
         return made
 
-    def define_like(self, vm: LabVm, name: str) -> LabVm:
-        """Define a machine like another one, without its devices; errors are those of `vm`."""
+    def define_like(self, vm: LabVm, name: str, connect: list[LabServer] | None = None) -> LabVm:
+        """Define a machine like another one, with these devices instead of its own; errors are those of `vm`."""
         like = vm.definition
         return self.vm(
             name,
             vm.guest,  # type: ignore[arg-type]
             like.args,
             emulator=like.emulator,
+            connect=connect,
             memory=like.memory_bytes,
             machine=like.machine,
             root_ports=like.root_ports,

@@ -15,6 +15,8 @@ from ..vm.device import GUEST_TIME_LIMIT_S
 from .servers import LabMemory, LabServer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..topology.model import Link
     from ..vm.device import DeviceState, HotplugDevice, Step
     from .home import Home
@@ -128,6 +130,10 @@ class LabDevice:
     def steps(self) -> list[Step]:
         """What has happened to it, with times and QMP messages."""
         return list(self._device.steps)
+
+    def listen(self, on_step: Callable[[Step], None] | None) -> None:
+        """Have every further step told as it is done, on the lab's thread, to this one alone; None ends it."""
+        self._device.on_step = on_step
 
     def wait_seen(self, timeout_s: float = GUEST_TIME_LIMIT_S) -> None:
         """Wait until the guest has given it addresses.
