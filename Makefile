@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo lab test unprivileged conformance fuzz gallery guests clean
+.PHONY: help demo lab test unprivileged conformance rounds fuzz gallery guests clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -30,10 +30,14 @@ unprivileged: $(VENV)/.test  ## as root: labs, machines and Linux guests as a us
 	@tests/unprivileged.sh $(PYTEST_ARGS)
 
 ACCESSES ?= 100000
+ROUNDS ?= 200
 SEED ?=
 
 conformance: $(VENV)/.test  ## compare 100000 random accesses with real QEMU (ACCESSES=, SEED=)
 	@IVSHMEM_LAB_ACCESSES=$(ACCESSES) IVSHMEM_LAB_SEED=$(SEED) $(BIN)/pytest -s -q tests/conformance
+
+rounds: $(VENV)/.test  ## plug and unplug 200 times on machines of each kind, Linux guests too (ROUNDS=)
+	@IVSHMEM_LAB_ROUNDS=$(ROUNDS) $(BIN)/pytest -s -q tests/lab/test_lab_hotplug_rounds.py
 
 fuzz: $(VENV)/.test  ## a million mutated inputs for peers and for the control socket, 200 pairs of topologies applied (some minutes)
 	@IVSHMEM_LAB_APPLY_EXAMPLES=200 $(BIN)/pytest -k after_applying tests/lab/test_lab_apply.py

@@ -53,7 +53,7 @@ def define_vm(
     words = read_guest_arguments(args)
     connections = tuple(Connection(server.path, max(1, server.vectors)) for server in servers)
     machine = read_machine(machine)
-    chipset = "q35" if linux else machine
+    chipset = linux.machine if linux else machine
     ports = read_root_ports(chipset, root_ports)
     parts = (
         make_machine(name, linux, memory_bytes, connections, words, ports)

@@ -184,7 +184,7 @@ class Lab(Membership):
         memory
             The guest's RAM; None for 32M, or 128M for Linux.
         machine
-            ``"pc"`` or ``"q35"``; Linux guests are always ``"q35"``, for the IOMMU.
+            ``"pc"`` or ``"q35"``; Linux guests have ``"q35"``, for the IOMMU, where `LinuxGuest` says nothing else.
         root_ports
             On q35: how many devices can be plugged in later, 0 to 24; None for 4.
         cpu

@@ -83,6 +83,11 @@ class LabVm(PluggableVm):
         return self._vm.exit_status
 
     @property
+    def log(self) -> str:
+        """What the emulator has written to its standard output and error; the last 64 KiB are kept."""
+        return self._vm.log_text
+
+    @property
     def peer_id(self) -> int | list[int]:
         """Its peer id (IVPosition), or a list in the order of `servers` when there are several.
 

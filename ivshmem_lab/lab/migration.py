@@ -295,6 +295,8 @@ class Mover:
             device_id=each.device_id,
             bus=None if each.device is None else each.device.where,
             on_step=lambda step: self._take(side, each, step),
+            # Elsewhere a memory is known by it; a device that was unplugged here gets a new one.
+            backing_id=each.device.backing_id if each.device and vm is not self._vm else None,
             **properties,
         )
 

@@ -85,6 +85,7 @@ class PluggableVm:
         bus: str | int | None = None,
         timeout_s: float = COMMAND_TIME_LIMIT_S,
         on_step: Callable[[Step], None] | None = None,
+        backing_id: str | None = None,
         **properties: Any,
     ) -> LabDevice:
         """Plug a device into the running machine; the guest notices it afterwards (`LabDevice.wait_seen`).
@@ -104,6 +105,8 @@ class PluggableVm:
             For each QMP command, in seconds.
         on_step
             Called with every `Step` as it is done, on the lab's thread.
+        backing_id
+            From which the ids of its chardev or memory are made; None for a new one. The destination of a migration needs the source's.
         **properties
             More properties of ``device_add``, such as ``master="on"``.
 
@@ -123,7 +126,7 @@ class PluggableVm:
         link = link_of(source, vectors, properties)
         # Half a device could not be taken back: Ctrl-C waits.
         return self._home.loop.call(
-            self._plug(source, backing, link, device_id, bus, properties, timeout_s, on_step), finish=True
+            self._plug(source, backing, link, device_id, bus, properties, timeout_s, on_step, backing_id), finish=True
         )
 
     def unplug(
@@ -223,6 +226,7 @@ class PluggableVm:
         properties: dict[str, Any],
         timeout_s: float,
         on_step: Callable[[Step], None] | None,
+        backing_id: str | None,
     ) -> LabDevice:
         hotplug = self._take_hotplug()
         if device_id is None:
@@ -230,7 +234,13 @@ class PluggableVm:
             device_id = next(name for number in itertools.count() if (name := f"hot{number}") not in taken)
         before = set(source.ids_of(self._vm.pid)) if isinstance(source, LabServer) else set()
         device = await hotplug.plug(
-            device_id, backing, bus=bus, properties=properties, timeout_s=timeout_s, on_step=on_step
+            device_id,
+            backing,
+            bus=bus,
+            properties=properties,
+            timeout_s=timeout_s,
+            on_step=on_step,
+            backing_id=backing_id,
         )
         ids = (
             [each for each in source.ids_of(self._vm.pid) if each not in before]

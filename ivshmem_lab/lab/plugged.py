@@ -121,6 +121,11 @@ class LabDevice:
         return str(self._device.place)
 
     @property
+    def backing_id(self) -> str:
+        """From which the ids of its chardev or memory are made; see `LabVm.plug`."""
+        return self._device.backing_id
+
+    @property
     def where(self) -> str | int:
         """The same as `LabVm.plug` takes it (``bus=``): a slot's number, or a root port's name."""
         place = self._device.place

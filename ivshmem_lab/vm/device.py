@@ -90,6 +90,8 @@ class HotplugDevice:
     ----------
     device_id : str
         Its id in the machine.
+    backing_id : str
+        From which the ids of its chardev or memory are made.
     place : Place
         Where it sits.
     state : DeviceState
@@ -105,8 +107,10 @@ class HotplugDevice:
         place: Place,
         guards: Guards,
         on_left: Callable[[HotplugDevice], None],
+        backing_id: str | None = None,
     ) -> None:
         self.device_id = device_id
+        self.backing_id = backing_id or device_id
         self.backing = backing
         self.place = place
         self._state = DeviceState.ABSENT
@@ -118,6 +122,7 @@ class HotplugDevice:
         self._on_left = on_left
         self._needs_guards = vm.emulator.kind == "qemu" and backing.has_peers
         self._asked = False
+        self._asked_s: float | None = None
         self._stood = DeviceState.PLUGGED
 
     @property
@@ -132,11 +137,11 @@ class HotplugDevice:
         begun = time.monotonic()
         await self.backing.check()
         self._note(DeviceState.READY, "what it shows is there", begun)
-        command, arguments = self.backing.open(self.device_id)
+        command, arguments = self.backing.open(self.backing_id)
         await self._do(DeviceState.CONNECTED, f"{command}", command, arguments, timeout_s)
         self._state = DeviceState.ADDING
         arguments = {
-            **self.backing.device(self.device_id),
+            **self.backing.device(self.backing_id),
             "id": self.device_id,
             **self.place.properties(),
             **properties,
@@ -211,6 +216,7 @@ class HotplugDevice:
                 self._note(self.state, "all that the server sent is read", begun)
                 self._guards.look()
             self._state = DeviceState.UNPLUGGING
+            self._asked_s = time.monotonic()
             try:
                 await self._do(
                     DeviceState.UNPLUGGING, "device_del: the guest is asked", "device_del", {"id": self.device_id}
@@ -254,7 +260,7 @@ class HotplugDevice:
 
     async def deleted(self, event: QmpEvent) -> None:
         """Follow through when the machine has let the device go, whether asked or not."""
-        begun = event.time_s
+        begun = event.time_s if self._asked_s is None else self._asked_s
         answer = {"event": event.name, "data": dict(event.data)}
         self._note(DeviceState.DELETED, "the guest has let it go", begun, answer=answer)
         try:
@@ -273,7 +279,7 @@ class HotplugDevice:
     # -- inside ---------------------------------------------------------------------------------------
 
     async def _withdraw(self, timeout_s: float) -> None:
-        command, arguments = self.backing.close(self.device_id)
+        command, arguments = self.backing.close(self.backing_id)
         await self._do(DeviceState.ABSENT, command, command, arguments, timeout_s)
         self._on_left(self)
 

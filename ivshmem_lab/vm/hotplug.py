@@ -36,6 +36,7 @@ class Hotplug:
         self.guards = Guards(vm)
         self.slots = Slots(vm.machine)
         self.devices: dict[str, HotplugDevice] = {}
+        self._plugs: dict[str, int] = {}
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         vm.events.listen(self._hear)
@@ -49,6 +50,7 @@ class Hotplug:
         properties: dict[str, Any] | None = None,
         timeout_s: float = COMMAND_TIME_LIMIT_S,
         on_step: Callable[[Step], None] | None = None,
+        backing_id: str | None = None,
     ) -> HotplugDevice:
         """Plug a device in; it returns when the machine has it, which the guest need not have noticed.
 
@@ -66,6 +68,10 @@ class Hotplug:
             For each QMP command, in seconds.
         on_step
             Called with every step, on the loop's thread.
+        backing_id
+            From which the ids of its chardev or memory are made; None for one that was not there before: QEMU 7.2 gives a memory up a
+            moment after ``object-del``, and aborts when one of the same id comes into the same slot before that ("RAMBlock … already
+            registered"). It is part of what a migration compares.
 
         Raises
         ------
@@ -86,7 +92,8 @@ class Hotplug:
             if backing.has_peers:
                 self._look_at_room()
             place = self.slots.take(await self.vm.execute("query-pci"), bus)
-            device = HotplugDevice(self.vm, device_id, backing, place, self.guards, self.left)
+            backing_id = backing_id or self._fresh(device_id)
+            device = HotplugDevice(self.vm, device_id, backing, place, self.guards, self.left, backing_id)
             device.on_step = on_step
             self.devices[device_id] = device
             try:
@@ -113,6 +120,10 @@ class Hotplug:
                 device.adopt()
                 self.devices[device_id] = device
             return self.devices[device_id]
+
+    def _fresh(self, device_id: str) -> str:
+        self._plugs[device_id] = number = self._plugs.get(device_id, 0) + 1
+        return device_id if number == 1 else f"{device_id}-{number}"
 
     def left(self, device: HotplugDevice) -> None:
         """Forget a device that is gone; its place is free."""

@@ -9,16 +9,14 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import threading
 
 import pytest
+from bad_servers import INTRODUCTION, BadServer
 
 from ivshmem_lab import Lab
 from ivshmem_lab.errors import GuestSilentError, IvshmemLabError, LabError, QmpCommandError, UsageError, VmError
-from ivshmem_lab.ipc.sockets import bind_unix
 from ivshmem_lab.vm.text import VmTimeoutError
-from ivshmem_lab.wire.messages import PROTOCOL_VERSION
 
 QEMU = pytest.param("qemu", marks=pytest.mark.qemu)
 
@@ -317,88 +315,21 @@ def test_a_machine_that_does_not_run_takes_nothing(lab, emulator):
         vm.plug(frame)
 
 
-class BadServer:
-    """A server that lets `good` peers in and then does what it should not."""
-
-    def __init__(self, path, size_bytes, good=0, stop_after=1):
-        self.path = str(path)
-        self._memory = os.memfd_create("bad", os.MFD_CLOEXEC)
-        os.truncate(self._memory, size_bytes)
-        self._good, self._stop_after = good, stop_after
-        self._listener = bind_unix(self.path)
-        self._listener.listen()
-        self._peers = []
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self):
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            messages = [(PROTOCOL_VERSION, None), (7, None), (-1, self._memory)]
-            whole = self._good > 0
-            self._good -= 1
-            for value, fd in messages if whole else messages[: self._stop_after]:
-                socket.send_fds(sock, [value.to_bytes(8, "little", signed=True)], [] if fd is None else [fd])
-            if whole:
-                eventfd = os.eventfd(0)
-                socket.send_fds(sock, [(7).to_bytes(8, "little")], [eventfd])
-                os.close(eventfd)
-                self._peers.append(sock)
-            else:
-                sock.close()
-
-    def close(self):
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join()
-        for sock in self._peers:
-            sock.close()
-        os.close(self._memory)
-
-
 def test_a_server_that_hangs_up_in_the_handshake_is_refused_before_the_machine_joins(lab, emulator, tmp_path):
     frame = lab.memory("frame", "1M")
     vm = start(lab, emulator)
     for messages in (0, 1, 2):
-        server = BadServer(tmp_path / f"s{messages}", 4096, stop_after=messages)
-        try:
-            with pytest.raises(IvshmemLabError):
-                vm.plug(server.path)
-        finally:
-            server.close()
+        server = BadServer(tmp_path / f"s{messages}", messages=INTRODUCTION[:messages])
+        with server, pytest.raises(IvshmemLabError):
+            vm.plug(server.path)
         assert vm.devices == []
     alive_and_pluggable(vm, frame)
 
 
-@pytest.mark.qemu
-def test_a_server_that_hangs_up_on_the_machine_alone_costs_that_machine_only(lab, tmp_path):
-    """QEMU 7.2 loops for ever then: the lab says so in time, and ending the machine works."""
-    frame = lab.memory("frame", "1M")
-    vm, other = (start(lab, "qemu", name=name) for name in ("alice", "bob"))
-    server = BadServer(tmp_path / "s", 4096, good=1)
-    try:
-        with pytest.raises(
-            VmTimeoutError, match=r"alice gave no answer in 0.5 s; it may hang: closing it always works"
-        ):
-            vm.plug(server.path, timeout_s=0.5)
-    finally:
-        server.close()
-    vm.close()
-    assert vm.devices == []
-    alive_and_pluggable(other, frame)
-
-
 def test_a_server_whose_memory_would_kill_the_machine_is_refused(lab, emulator, tmp_path):
     vm = start(lab, emulator)
-    server = BadServer(tmp_path / "s", 3 << 20, good=1)
-    try:
-        with pytest.raises(IvshmemLabError, match="power of two"):
-            vm.plug(server.path)
-    finally:
-        server.close()
+    with BadServer(tmp_path / "s", 3 << 20, good=1) as server, pytest.raises(IvshmemLabError, match="power of two"):
+        vm.plug(server.path)
     alive_and_pluggable(vm, lab.memory("frame", "1M"))
 
 

@@ -168,7 +168,7 @@ def test_consoles_are_text_to_read_search_save_clear_and_type_into(lab, board, t
     console.send = lambda content, buffers=None: sent.append(content)
     assert (console.text("alice"), console.tabs[0]["state"]) == ("", "defined")
     lab.start()
-    lab["alice"].wait_text("migrant: ready")
+    lab["alice"].wait_text("migrant: ready\n")
     assert console.text() == "migrant: ready\n"
     seen(console, lambda: any(each["type"] == "lines" and each["lines"] for each in sent))
     assert asked(console, "write", vm="alice", text="c")["ok"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from ...errors import UsageError
 from ...units import MIB
 from ..agent import PORT_NAME
-from ..command import Machine
+from ..command import MACHINE_TYPES, Machine
 
 if TYPE_CHECKING:
     import os
@@ -27,7 +27,7 @@ PORT_ROOM_BYTES = 1 << 30
 Without it a device of 4 MiB gets no address for its BAR 2 (Linux 6.1: "can't assign; no space"): the firmware
 (SeaBIOS of QEMU 7.2) opens a window of 2 MiB for an empty root port."""
 
-_COMMAND_LINE = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check intel_iommu=on"
+_COMMAND_LINE = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check"
 _ACCELERATOR = "tcg,thread=multi,tb-size=32"
 """A translation buffer of 32 MiB boots as fast as the default of 1 GiB and takes less memory (measured)."""
 
@@ -94,12 +94,16 @@ class LinuxGuest:
         More words for the kernel's command line.
     cable
         A network cable to another guest.
+    machine
+        ``"q35"``, with an IOMMU for the interrupts of applications (VFIO); or ``"pc"``, without: memory and doorbells only, but
+        devices of the start can be let go, too.
     """
 
     kernel: str | os.PathLike[str] | None = None
     initrd: str | os.PathLike[str] | None = None
     append: str = ""
     cable: Cable | None = None
+    machine: str = "q35"
 
     def files(self) -> tuple[Path, Path] | None:
         """Return kernel and initrd of the user's own; None when there are none.
@@ -124,7 +128,7 @@ class LinuxGuest:
 
 @dataclass(frozen=True, slots=True)
 class LinuxMachine(Machine):
-    """A q35 with an IOMMU that remaps interrupts, so that VFIO can give the device's vectors to an application."""
+    """A machine for Linux; a q35 has an IOMMU that remaps interrupts, so that VFIO can give the device's vectors to an application."""
 
     cable: CableEnd | None = field(default=None, kw_only=True)
 
@@ -148,16 +152,26 @@ def linux_machine(
     Raises
     ------
     UsageError
-        It has too little memory.
+        It has too little memory, or there is no such machine.
     """
+    if guest.machine not in MACHINE_TYPES:
+        raise UsageError(f"machine {guest.machine!r} is unknown; there are {', '.join(MACHINE_TYPES)}")
     if memory_bytes < LEAST_MEMORY_BYTES:
         raise UsageError(
             f"{memory_bytes // MIB} MiB of memory is not enough for a Linux guest; give it {LEAST_MEMORY_BYTES // MIB}M or more"
         )
     end = guest.cable.take() if guest.cable else None
-    words = [_COMMAND_LINE, *([f"ivshmem_lab.address={end.address}/24"] if end else []), guest.append, append]
+    is_q35 = guest.machine == "q35"
+    words = [
+        _COMMAND_LINE,
+        "intel_iommu=on" if is_q35 else "",
+        *([f"ivshmem_lab.address={end.address}/24"] if end else []),
+        guest.append,
+        append,
+    ]
     # The IOMMU comes before the devices that it serves.
-    platform = ["-device", "intel-iommu,intremap=on", "-device", "virtio-serial-pci,id=agents"]
+    platform = ["-device", "intel-iommu,intremap=on"] if is_q35 else []
+    platform += ["-device", "virtio-serial-pci,id=agents"]
     if end:
         platform += ["-netdev", f"socket,id=net,fd={end.sock.fileno()}"]
         platform += ["-device", f"virtio-net-pci,netdev=net,mac=52:54:00:77:00:0{end.number + 1},romfile="]
@@ -167,7 +181,7 @@ def linux_machine(
         append=" ".join(word for word in words if word),
         memory_bytes=memory_bytes,
         connections=connections,
-        machine="q35",
+        machine=guest.machine,
         root_ports=root_ports,
         initrd=str(initrd),
         accelerator=_ACCELERATOR,
