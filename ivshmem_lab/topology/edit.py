@@ -260,6 +260,12 @@ class History(Generic[_T]):
         """Go forth one step; nothing happens when there is none."""
         return self._go(self._after, self._before)
 
+    def rebase(self, change: Callable[[_T], _T]) -> None:
+        """Change every value alike, also those that can be gone back to: something else has changed them all."""
+        self.value = change(self.value)
+        self._before = [(what, change(value)) for what, value in self._before]
+        self._after = [(what, change(value)) for what, value in self._after]
+
     def _go(self, source: list[tuple[str, _T]], back: list[tuple[str, _T]]) -> _T:
         if source:
             what, value = source.pop()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .builder import TopologyBuilder
     from .console import Console
     from .dashboard import LabDashboard
     from .hotplug import HotplugPanel
 
-__all__ = ["Console", "HotplugPanel", "LabDashboard"]
+__all__ = ["Console", "HotplugPanel", "LabDashboard", "TopologyBuilder"]
 
-_HOMES = {"Console": "console", "HotplugPanel": "hotplug", "LabDashboard": "dashboard"}
+_HOMES = {"Console": "console", "HotplugPanel": "hotplug", "LabDashboard": "dashboard", "TopologyBuilder": "builder"}
 
 
 def __getattr__(name: str) -> Any:

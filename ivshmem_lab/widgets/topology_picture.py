@@ -1,19 +1,23 @@
-"""A lab as a drawing: where its nodes and links are, in px, with their words. Pure values, and SVG made of them."""
+"""A lab as a drawing: where its nodes and links are, in px, with their words; and SVG made of it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
+from ..lab.members import LabVm
+from ..lab.servers import LabServer
+from ..peer.peer import Peer
 from ..topology.layout import HEIGHT_PX, MARGIN_PX, complete, layout, node_size, nodes
 from ..topology.model import HostPeer, Server, Vm
 from ..units import format_size
+from ..vm.device import LIVE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
+    from ..lab.lab import Lab
     from ..topology.model import Memory, Topology
 
 _SIGNS = {"running": "▶", "paused": "‖", "stopped": "■", "failed": "✕", "starting": "◔", "defined": "○", "present": "✓"}
@@ -64,14 +68,24 @@ class Drawing:
     width: int
     height: int
 
-    def view(self) -> dict[str, Any]:
-        """Return it for a front end, as JSON values."""
-        return asdict(self)
+
+def standing_of(lab: Lab, name: str) -> Standing:
+    """Ask how a member of a lab stands; one that has left meanwhile is not there."""
+    member = lab.members.get(name)
+    if isinstance(member, LabVm):
+        ids = tuple((each.source.name, each.peer_id) for each in member.attached if isinstance(each.source, LabServer))
+        return Standing(str(member.state), member.reason, ids if member.state in LIVE else ())
+    if isinstance(member, Peer):
+        server = lab.server_of(name)
+        return Standing("present", "", ((server.name, member.peer_id),) if server else ())
+    return Standing("running" if member else "defined")
 
 
-def draw(topology: Topology, standing: Mapping[str, Standing]) -> Drawing:
-    """Draw a topology as it stands."""
-    places = complete(topology, layout(topology))
+def draw(
+    topology: Topology, standing: Mapping[str, Standing], places: Mapping[str, tuple[int, int]] | None = None
+) -> Drawing:
+    """Draw a topology as it stands, where it was drawn before, or where there is order."""
+    places = complete(topology, places or layout(topology))
     boxes = {
         node.name: _node(node, places[node.name], standing.get(node.name, Standing("defined")))
         for node in nodes(topology)

@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 from playwright.sync_api import sync_playwright
 
 from ivshmem_lab.server.events import MessageWithheld, PeerDeparted, PeerInfo, PeerJoined
+from ivshmem_lab.topology.layout import complete, layout
 from ivshmem_lab.topology.model import HostPeer, Link, Memory, Server, Topology, Vm
+from ivshmem_lab.topology.plan import plan
+from ivshmem_lab.topology.validate import validate
 from ivshmem_lab.vm.device import DeviceState, Step
-from ivshmem_lab.widgets import Console, HotplugPanel, LabDashboard
+from ivshmem_lab.widgets import Console, HotplugPanel, LabDashboard, TopologyBuilder
+from ivshmem_lab.widgets.builder_model import PALETTE, formats, view
 from ivshmem_lab.widgets.console import _packed
 from ivshmem_lab.widgets.console_model import Scrollback
 from ivshmem_lab.widgets.hotplug_model import Operation, Subject, Way, seen_by_others
-from ivshmem_lab.widgets.topology_picture import Standing, draw
+from ivshmem_lab.widgets.topology_picture import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -296,10 +300,31 @@ def _consoles() -> Iterator[Picture]:
     yield Picture("console-long", Console, console_state(("alice", "running")), (long,))
 
 
-# -- the bench --------------------------------------------------------------------------------------------
+# -- the topology builder ---------------------------------------------------------------------------------
 
 
-def _bench(name: str, vms: int = 2, *, state: str = "running", width: int = 1304, dark: bool = False) -> Picture:
+def builder_state(
+    wanted: Topology, current: Topology | None = None, standing: dict[str, Standing] | None = None, **more: Any
+) -> dict[str, Any]:
+    """Return the traits of a `TopologyBuilder`."""
+    current = wanted if current is None else current
+    found = validate(wanted)
+    return {
+        "drawing": view(wanted, current, complete(wanted, layout(wanted)), standing or {}),
+        "changes": [] if found else [str(action) for action in plan(current, wanted)],
+        "problems": [{"name": each.path.split(".")[1], "text": str(each)} for each in found],
+        "history": {"undo": "add carol", "redo": ""},
+        "applying": {},
+        "palette": [[key, what, words] for key, (_, what, words) in PALETTE.items()],
+        "formats": [list(each) for each in formats()],
+        "python": "bob.pause()",
+        "status": "carol joins board: 4M, 2 vectors",
+        "problem": "",
+        **more,
+    }
+
+
+def _lab(vms: int, *, state: str = "running") -> tuple[Topology, dict[str, Standing]]:
     names = [f"worker{number}" for number in range(vms)] if vms > 3 else ["bob", "alice", "dave"][:vms]
     to_all = (Link(server="board"), Link(memory="scratch"))
     topology = Topology(
@@ -312,10 +337,51 @@ def _bench(name: str, vms: int = 2, *, state: str = "running", width: int = 1304
         (HostPeer("me", "board"),) if vms else (),
     )
     standing = {each: Standing(state, "", (("board", number),)) for number, each in enumerate(names)}
+    standing |= {"board": Standing("running"), "scratch": Standing("present")}
     standing["me"] = Standing("present", "", (("board", vms),))
     if state == "failed":
         standing[names[-1]] = Standing("failed", "ended by signal 11 (SIGSEGV)")
         standing |= {each: Standing("running", "", (("board", number),)) for number, each in enumerate(names[:-1])}
+    return topology, standing
+
+
+def _builders() -> Iterator[Picture]:
+    there, standing = _lab(2)
+    drafted = Topology(
+        (*there.servers, Server("spare", 1 << 20, 1)),
+        there.memories,
+        (
+            *there.vms,
+            Vm("carol", guest="probe", args="watch=1", devices=(Link(server="board"), Link(memory="scratch"))),
+        ),
+        there.peers,
+    )
+    wrong = Topology(there.servers, (), (Vm("carol", devices=(Link(server="gone"),)),), (HostPeer("me", ""),))
+    busy = {"done": 1, "of": 4, "step": "define vm carol (unicorn, pc, guest probe)"}
+    empty = builder_state(Topology(), python="", status="", history={"undo": "", "redo": ""})
+    yield Picture("builder-empty", TopologyBuilder, empty, width=1304)
+    yield Picture("builder-small", TopologyBuilder, builder_state(there, there, standing), width=1304)
+    yield Picture("builder-draft", TopologyBuilder, builder_state(drafted, there, standing), width=1304)
+    yield Picture("builder-draft-dark", TopologyBuilder, builder_state(drafted, there, standing), width=1304, dark=True)
+    yield Picture(
+        "builder-applying", TopologyBuilder, builder_state(drafted, there, standing, applying=busy), width=1304
+    )
+    yield Picture("builder-problems", TopologyBuilder, builder_state(wrong, Topology(there.servers)), width=1304)
+    for name, (topology, stands) in {"failed": _lab(3, state="failed"), "16-vms": _lab(16)}.items():
+        state = builder_state(topology, topology, stands)
+        yield Picture(f"builder-{name}", TopologyBuilder, state, width=1304)
+    yield Picture("builder-medium", TopologyBuilder, builder_state(drafted, there, standing))
+    yield Picture("builder-narrow", TopologyBuilder, builder_state(drafted, there, standing), width=NARROW)
+    said = "board is a server; there is no machine of this name"
+    yield Picture("builder-problem", TopologyBuilder, builder_state(there, there, standing, problem=said))
+
+
+# -- the bench --------------------------------------------------------------------------------------------
+
+
+def _bench(name: str, vms: int = 2, *, state: str = "running", width: int = 1304, dark: bool = False) -> Picture:
+    topology, standing = _lab(vms, state=state)
+    names = [each.name for each in topology.vms]
     waiting = _operation(Way.UNPLUG, *ASKED)
     hotplug = hotplug_state(waiting, vms=_vms(vms)) if vms else hotplug_state(vms=[], sources=[])
     said = (console_message(names[0]),) if vms else ()
@@ -324,9 +390,9 @@ def _bench(name: str, vms: int = 2, *, state: str = "running", width: int = 1304
         name,
         LabDashboard,
         {
-            "drawing": draw(topology, standing).view(),
             "summary": f"{running} of {vms} VMs running" if vms else "no VM yet",
             "question": f"Stop {', '.join(names)}? What their guests hold in memory is lost." if vms else "",
+            "builder": "IPY_MODEL_builder",
             "hotplug": "IPY_MODEL_hotplug",
             "console": "IPY_MODEL_console",
             "python": "bob.device(board).unplug(10)" if vms else "",
@@ -336,6 +402,7 @@ def _bench(name: str, vms: int = 2, *, state: str = "running", width: int = 1304
         width=width,
         dark=dark,
         children={
+            "builder": Picture("", TopologyBuilder, builder_state(topology, topology, standing)),
             "hotplug": Picture("", HotplugPanel, hotplug),
             "console": Picture("", Console, console_state(*((each, "running") for each in names)), said),
         },
@@ -352,7 +419,7 @@ def pictures() -> list[Picture]:
         _bench("bench-narrow", width=640),
         _bench("bench-16-vms", 16),
     ]
-    return [*_hotplug(), *_consoles(), *benches]
+    return [*_hotplug(), *_consoles(), *_builders(), *benches]
 
 
 # -- drawing ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from ivshmem_lab import Lab
 from ivshmem_lab.errors import UsageError
-from ivshmem_lab.widgets import Console, HotplugPanel, LabDashboard
+from ivshmem_lab.widgets import Console, HotplugPanel, LabDashboard, TopologyBuilder
 
 
 @pytest.fixture
@@ -220,12 +220,13 @@ def test_the_bench_starts_stops_and_draws(lab, board):
     assert (bench.summary, bench.question) == ("0 of 1 VMs running", "")
     assert asked(bench, "start")["ok"]
     assert bench.summary == "1 of 1 VMs running"
-    assert {node["name"]: node["mark"] for node in bench.drawing["nodes"]} == {
+    bench.builder.refresh_safely()
+    assert {node["name"]: node["mark"] for node in bench.builder.drawing["nodes"]} == {
         "board": "running",
         "alice": "running",
         "me": "present",
     }
-    assert {wire["words"] for wire in bench.drawing["wires"]} == {"peer 0", "peer 1"}
+    assert set(bench.builder.drawing["words"].values()) == {"peer 0", "peer 1"}
     asked(bench.hotplug, "plug", vm="alice", source="board")
     assert bench.python == "alice.plug(board).wait_seen(10)"
     assert asked(bench, "stop")["ok"]
@@ -234,7 +235,7 @@ def test_the_bench_starts_stops_and_draws(lab, board):
     bench.close()
 
 
-@pytest.mark.parametrize("kind", [HotplugPanel, Console, LabDashboard])
+@pytest.mark.parametrize("kind", [HotplugPanel, Console, TopologyBuilder, LabDashboard])
 def test_a_saved_notebook_has_a_picture_and_a_text(lab, board, kind):
     started(lab, connect=board)
     widget = kind(lab)
@@ -250,7 +251,7 @@ def test_a_saved_notebook_has_a_picture_and_a_text(lab, board, kind):
 def test_widgets_outlive_their_lab_quietly():
     with Lab() as lab:
         lab.server("board")
-        widgets = [kind(lab) for kind in (HotplugPanel, Console, LabDashboard)]
+        widgets = [kind(lab) for kind in (HotplugPanel, Console, TopologyBuilder, LabDashboard)]
     for widget in widgets:
         widget.refresh_safely()
         assert widget.problem == ""

@@ -2,60 +2,10 @@
 import { ask, follow, footer, h, keepKeys, keyed, mark, problems, remark, say, set, walkTabs } from "./common.mjs";
 import { renderHotplug } from "./hotplug.mjs";
 import { renderConsole } from "./console.mjs";
+import { renderBuilder } from "./builder.mjs";
 
 const WIDE_PX = 1200;
-const HIGHEST_PX = 520;
-const SMALLEST = 0.5;
 const PARTS = [["topology", "Topology"], ["hotplug", "Hot-plug"], ["console", "Consoles"]];
-
-function svg(tag, attributes = {}) {
-  return set(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes);
-}
-
-function renderDrawing(model, el, signal) {
-  const lines = svg("svg", { class: "ivl-wires", "aria-hidden": "true" });
-  const boxes = h("div", { class: "ivl-nodes", role: "group", "aria-label": "Topology" });
-  const badges = h("ul", { class: "ivl-badges", "aria-label": "Links" });
-  const stage = h("div", { class: "ivl-stage" }, lines, badges, boxes);
-  const empty = h("p", { class: "ivl-empty" }, "Nothing in this lab yet. ", h("code", {}, 'board = lab.server("board", size="4M", vectors=2)'));
-  const canvas = h("div", { class: "ivl-canvas", tabindex: "0", role: "region", "aria-label": "Drawing of the lab" }, stage, empty);
-  el.append(canvas);
-  const fit = () => {
-    const { width = 1, height = 1 } = model.get("drawing");
-    const room = canvas.clientWidth || width;
-    stage.style.zoom = Math.max(SMALLEST, Math.min(1, room / width, HIGHEST_PX / height));
-  };
-  const sizes = new ResizeObserver(fit);
-  sizes.observe(canvas);
-  signal?.addEventListener("abort", () => sizes.disconnect());
-  follow(model, ["drawing"], () => {
-    const drawing = model.get("drawing");
-    const nodes = drawing.nodes ?? [];
-    empty.hidden = nodes.length > 0;
-    stage.hidden = !nodes.length;
-    stage.style.width = `${drawing.width}px`;
-    stage.style.height = `${drawing.height}px`;
-    fit();
-    set(lines, { width: drawing.width, height: drawing.height });
-    keyed(lines, drawing.wires ?? [], (wire) => wire.key, () => svg("path"), (path, wire) => set(path, { d: wire.path }));
-    keyed(badges, (drawing.wires ?? []).filter((wire) => wire.words), (wire) => wire.key, () => h("li", { class: "ivl-badge" }), (badge, wire) => {
-      say(badge, wire.words);
-      badge.style.left = `${wire.x}px`;
-      badge.style.top = `${wire.y}px`;
-    });
-    keyed(boxes, nodes, (node) => node.name,
-      (node) => h("div", { class: "ivl-node", role: "img" }, h("div", { class: "ivl-node-head" }, h("b", {}, node.name), h("span", { class: "ivl-dim" })), h("div", { class: "ivl-node-state" }, mark(node.mark), h("span", {})), h("div", { class: "ivl-node-devices" })),
-      (box, node) => {
-        const [head, state, devices] = box.children;
-        say(head.lastElementChild, node.kind);
-        remark(state.firstElementChild, node.mark);
-        say(state.lastElementChild, node.words);
-        set(box, { "aria-label": node.label, "data-state": node.mark, title: node.words });
-        Object.assign(box.style, { left: `${node.x}px`, top: `${node.y}px`, width: `${node.width}px`, height: `${node.height}px` });
-        keyed(devices, node.devices.map((name, number) => ({ name, number })), (each) => each.number, () => h("div", { class: "ivl-device" }), (row, each) => say(row, each.name));
-      });
-  }, signal);
-}
 
 export async function renderDashboard({ model, el, signal }) {
   const id = `ivl-dashboard-${Math.random().toString(36).slice(2)}`;
@@ -122,10 +72,9 @@ export async function renderDashboard({ model, el, signal }) {
   }, signal);
   update();
 
-  renderDrawing(model, panels.topology, signal);
-  for (const [name, render] of [["hotplug", renderHotplug], ["console", renderConsole]]) {
-    const part = await model.widget_manager.get_model(model.get(name).replace("IPY_MODEL_", ""));
-    render({ model: part, el: panels[name], signal });
+  for (const [name, part, render] of [["topology", "builder", renderBuilder], ["hotplug", "hotplug", renderHotplug], ["console", "console", renderConsole]]) {
+    const its = await model.widget_manager.get_model(model.get(part).replace("IPY_MODEL_", ""));
+    render({ model: its, el: panels[name], signal });
   }
 }
 
