@@ -122,14 +122,14 @@ class TopologyBuilder(LabWidget):
         try:
             wanted = self.draft
             steps = self.lab.plan(wanted)
-            done = 0
+            done: list[str] = []
 
             def note(action: Action, status: str, error: BaseException | None) -> None:
-                nonlocal done
-                done += status == "done"
-                self.applying = {"done": done, "of": len(steps), "step": str(action)}
-                if error is None and status == "done":
-                    self.python = python_line(action)
+                del error
+                if status == "done":
+                    done.append(python_line(action))
+                    self.python = "\n".join(done)
+                self.applying = {"done": len(done), "of": len(steps), "step": str(action)}
 
             self.lab.apply(wanted, note)
             with self._turn:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import pytest
 
+from .books import violations
 from .gallery import Picture, console_message, console_state, hotplug_state, pictures, show
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 PICTURES = {picture.name: picture for picture in pictures()}
-AXE = resources.files("axe_playwright_python").joinpath("axe.min.js")
-CHECK = """async () => (await axe.run("#here")).violations.map(
-    (each) => `${each.id}: ${each.nodes.map((node) => `${node.html} (${node.any.map((one) => one.message)})`).join("; ")}`)"""
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +42,7 @@ def _quiet(page: Page) -> Iterator[None]:
 @pytest.mark.parametrize("name", PICTURES)
 def test_axe_finds_nothing(page: Page, name: str) -> None:
     show(page, PICTURES[name])
-    page.evaluate(AXE.read_text())
-    assert page.evaluate(CHECK) == []
+    assert violations(page, "#here") == []
 
 
 def test_what_a_guest_wrote_is_text(page: Page) -> None:
@@ -113,5 +109,4 @@ def test_pause_holds_lines_back_and_says_how_many(page: Page) -> None:
 
 def test_axe_finds_what_is_wrong(page: Page) -> None:
     page.set_content('<html lang="en"><title>x</title><main id="here"><button></button></main>')
-    page.evaluate(AXE.read_text())
-    assert "button-name" in page.evaluate(CHECK)[0]
+    assert "button-name" in violations(page, "#here")[0]

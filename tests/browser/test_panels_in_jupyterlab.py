@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import nbformat
 import pytest
 
 from ivshmem_lab.lab.linux import build_linux_image
 
-from .conftest import KERNEL_IS_IDLE, SCREENSHOTS
+from .books import LIMIT_MS, picture, written
+from .conftest import KERNEL_IS_IDLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
-LIMIT_MS = 20_000
 SAVE = "() => window.jupyterapp.commands.execute('docmanager:save')"
 RESTART = """async () => {
     const session = window.jupyterapp.shell.currentWidget.sessionContext.session;
@@ -51,13 +50,6 @@ lab.start()
 alice.wait_ready(90)
 alice.run(["sh", "-c", "echo 7 > /proc/sys/kernel/printk"], check=True)
 LabDashboard(lab)"""
-
-
-def written(path: Path, *sources: str) -> Path:
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(book, path)
-    return path
 
 
 def ran(page: Page, run_all: RunAll) -> Locator:
@@ -101,11 +93,6 @@ def on_console(root: Locator, words: str) -> None:
 def typed(root: Locator, line: str) -> None:
     root.get_by_test_id("input").fill(line)
     root.get_by_test_id("input").press("Enter")
-
-
-def picture(page: Page, name: str) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    (SCREENSHOTS / f"{name}.png").write_bytes(page.locator(".ivl-dashboard").first.screenshot())
 
 
 def emulators() -> list[int]:

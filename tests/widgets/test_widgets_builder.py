@@ -49,7 +49,11 @@ def test_a_lab_is_drawn_applied_changed_and_drawn_again(lab, builder):
     assert list(lab) == []
     done(builder, "apply")
     assert (lab.topology(), builder.changes, builder.status) == (builder.draft, [], "3 changes applied")
-    assert builder.python == "alice.start()"
+    assert builder.python.splitlines() == [
+        'board = lab.server("board", size="4M", vectors=2)',
+        'alice = lab.vm("alice", guest="probe", args="watch=1", connect=board)',
+        "alice.start()",
+    ]
     marks = {node["name"]: (node["mark"], node["draft"]) for node in builder.drawing["nodes"]}
     assert marks == {"board": ("running", ""), "alice": ("running", "")}
     lab["alice"].wait_text("probe: watching", 30.0)

@@ -7,6 +7,10 @@ const KEYS = [["c", "connect"], ["Enter", "inspect"], ["Del", "remove"], ["?", "
 const ALL_KEYS = [["Tab", "walk the nodes and their devices"], ["arrows", "move by 8 px, with Shift by 1"], ["c", "connect: arrows choose, Enter takes"], ["Enter", "inspect"], ["Space", "start, pause or resume a machine"],
   ["Del", "remove, or disconnect a device"], ["Shift-click, Shift-drag", "select several"], ["Ctrl-A", "select all"], ["Ctrl-Z, Ctrl-Shift-Z", "undo, redo"], ["f", "fit"], ["+ -", "zoom, also Ctrl-wheel"], ["Ctrl-V", "import what was copied"], ["Esc", "cancel"]];
 
+function keyList(keys) {
+  return h("ul", { class: "ivl-keys", "aria-label": "Keys" }, ...keys.map(([key, words]) => h("li", {}, h("code", {}, key), h("span", {}, words))));
+}
+
 export function renderBuilder({ model, el, signal }) {
   const id = `ivl-builder-${Math.random().toString(36).slice(2)}`;
   let selected = [];
@@ -76,9 +80,9 @@ export function renderBuilder({ model, el, signal }) {
     palette.append(h("li", { "data-testid": `palette-${kind}` }, item, plus));
   }
   const planHead = h("h4", { id: `${id}-plan` }, "Plan");
-  const plan = h("ol", { class: "ivl-plan", "aria-labelledby": `${id}-plan`, "data-testid": "plan" });
+  const plan = h("ol", { class: "ivl-plan", "aria-labelledby": `${id}-plan`, "data-testid": "plan", tabindex: "0" });
   const wrong = h("ul", { class: "ivl-wrong", "aria-label": "What is wrong", "data-testid": "wrong" });
-  const keys = h("dl", { class: "ivl-keys" }, ...KEYS.flatMap(([key, words]) => [h("dt", {}, key), h("dd", {}, words)]));
+  const keys = keyList(KEYS);
   const left = h("div", { class: "ivl-left" }, h("h4", {}, "Add to the topology"), palette, planHead, plan, wrong, keys);
 
   // -- inspector ---------------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ export function renderBuilder({ model, el, signal }) {
   const area = h("textarea", { class: "ivl-input ivl-text", rows: "8", spellcheck: "false", "aria-label": "Text", "data-testid": "text" });
   const form2 = h("select", { class: "ivl-input", "aria-label": "Format", "data-testid": "format" }, ...model.get("formats").map(([name, what]) => h("option", { value: name }, `${name}: ${what}`)));
   const go = button("Draw it", "load", () => load(area.value), { class: "ivl-button ivl-primary" });
-  const lost = h("ul", { class: "ivl-lost", "aria-label": "What is lost", "data-testid": "lost" });
+  const lost = h("ul", { class: "ivl-lost", "aria-label": "What is lost", "data-testid": "lost", tabindex: "0" });
   const textHead = h("h4");
   const copyText = copyButton("Copy the text", () => area.value);
   const done = button("Close", "close-text", () => open(null));
@@ -211,7 +215,7 @@ export function renderBuilder({ model, el, signal }) {
     onText: (text) => load(text),
     signal,
   });
-  const help = h("div", { class: "ivl-help", hidden: true, "data-testid": "keys" }, h("dl", { class: "ivl-keys" }, ...ALL_KEYS.flatMap(([key, words]) => [h("dt", {}, key), h("dd", {}, words)])));
+  const help = h("div", { class: "ivl-help", hidden: true, "data-testid": "keys" }, keyList(ALL_KEYS));
   const progress = h("p", { class: "ivl-applying", role: "status", "data-testid": "applying", hidden: true });
   const root = h("section", { class: "ivl ivl-builder", "aria-label": "Topology builder" },
     h("header", { class: "ivl-head ivl-toolbar" }, h("h3", {}, "Topology"), apply, discard, undo, redo, arrange, fit, smaller, percent, larger, h("span", { class: "ivl-space" }), bring, take),

@@ -165,7 +165,7 @@ export function makeCanvas({ intend, onSelect, onInspect, onDelete, onLog, onTex
     const right = Math.max(240, ...drawing.nodes.map((node) => placeOf(node).x + node.width)) + 24;
     const bottom = Math.max(120, ...drawing.nodes.map((node) => placeOf(node).y + node.height)) + 24;
     scale = Math.max(0.3, Math.min(1, (canvas.clientWidth || right) / right, (canvas.clientHeight || bottom) / bottom));
-    pan = [Math.max(0, ((canvas.clientWidth || right) - right * scale) / 2), 0];
+    pan = [scale < 1 ? Math.max(0, ((canvas.clientWidth || right) - right * scale) / 2) : 0, 0];
     draw();
     return scale;
   }
@@ -319,12 +319,18 @@ export function makeCanvas({ intend, onSelect, onInspect, onDelete, onLog, onTex
     if (event.button !== 0) return;
     event.stopPropagation();
     const asked = connect(name, toSheet(event.clientX, event.clientY));
+    let last = event;
+    const nodeUnder = (now) => document.elementFromPoint(now.clientX, now.clientY)?.closest?.(".ivl-bnode")?.dataset.key;
+    const explain = () => {
+      const target = connecting?.point && connecting.targets?.[nodeUnder(last)];
+      if (connecting?.point) say(hint, target ? target.reason || target.what : "");
+    };
+    asked.then(explain);
     followPointer(event, (now) => {
+      last = now;
       if (!connecting) return;
       connecting.point = toSheet(now.clientX, now.clientY);
-      const over = document.elementFromPoint(now.clientX, now.clientY)?.closest?.(".ivl-bnode")?.dataset.key;
-      const target = connecting.targets?.[over];
-      say(hint, target ? target.reason || target.what : "");
+      explain();
       draw();
     }, async (moved, now) => {
       const mine = await asked;
@@ -335,7 +341,7 @@ export function makeCanvas({ intend, onSelect, onInspect, onDelete, onLog, onTex
         else cancel(Object.values(mine.targets ?? {})[0]?.reason ?? "there is nothing to connect with");
         return draw();
       }
-      const over = document.elementFromPoint(now.clientX, now.clientY)?.closest?.(".ivl-bnode")?.dataset.key;
+      const over = nodeUnder(now);
       if (over && mine.targets?.[over]) finish(over);
       else cancel();
     });
@@ -412,12 +418,14 @@ export function makeCanvas({ intend, onSelect, onInspect, onDelete, onLog, onTex
     focus: (name) => main(name)?.focus(),
     scale: () => scale,
     update(next) {
-      const grown = next.nodes.length !== drawing.nodes.length;
+      const first = !drawing.nodes.length && next.nodes.length > 0;
       drawing = next;
       const there = new Set(next.nodes.map((node) => node.name));
       const kept = [...selected].filter((name) => there.has(name));
       if (kept.length !== selected.size) select(kept);
-      if (grown && !touched && !held.size) fit();
+      // What was dropped stays under the pointer; only what would be out of sight moves the view.
+      const outside = drawing.nodes.some((node) => node.x * scale + pan[0] + 40 > canvas.clientWidth || (node.y + node.height) * scale + pan[1] > canvas.clientHeight);
+      if ((first || outside) && !touched && !held.size && canvas.clientWidth) fit();
       else draw();
     },
   };

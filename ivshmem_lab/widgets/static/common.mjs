@@ -145,7 +145,7 @@ export function copyButton(label, textOf) {
 
 /** The last line of a widget: Python's line of what was done last, and how things stand. */
 export function footer(model, signal) {
-  const code = h("code", { "data-testid": "python" });
+  const code = h("code", { "data-testid": "python", tabindex: "0" }); // many lines scroll
   const status = h("span", { class: "ivl-status", role: "status", "data-testid": "status" });
   const button = copyButton("Copy the Python line", () => model.get("python"));
   const element = h("footer", { class: "ivl-footer" }, h("span", { class: "ivl-dim" }, "Python"), code, button, status);
