@@ -103,9 +103,12 @@ class _Commands:
         if self.emulator.migration.start_on_arrival(start=True):
             return {}
         if self.emulator.state is not RunState.RUNNING:
-            await self.emulator.on_vcpu(self.emulator.runner.resume)
-            self.emulator.emit("RESUME", None)
+            await self.emulator.on_vcpu(self._resume)
         return {}
+
+    def _resume(self) -> None:
+        self.emulator.runner.resume()
+        self.emulator.emit_later("RESUME", None)  # from the vCPU's thread: before whatever its guest makes of it
 
     async def stop(self, arguments: Json) -> Json:
         no_more(arguments)

@@ -373,19 +373,20 @@ class Emulator:
     def _guest_reset(self) -> None:
         if self.options.reboot:
             self.runner.reset()
-            self._emit_later("RESET", {"guest": True, "reason": "guest-reset"})
+            self.emit_later("RESET", {"guest": True, "reason": "guest-reset"})
         else:
             self.runner.pause()
-            self._emit_later("SHUTDOWN", {"guest": True, "reason": "guest-reset"})
+            self.emit_later("SHUTDOWN", {"guest": True, "reason": "guest-reset"})
             self._end(0)
 
     def _broken(self, reason: str) -> None:
-        self._emit_later("STOP", None)
+        self.emit_later("STOP", None)
         if not self.options.monitors:
             # Nobody could look at it: end instead of hanging.
             self._end(1)
 
-    def _emit_later(self, name: str, data: dict[str, Any] | None) -> None:
+    def emit_later(self, name: str, data: dict[str, Any] | None) -> None:
+        """Tell an event from the vCPU's thread."""
         self.loop.call_soon_threadsafe(self.emit, name, data)
 
     @property

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import UsageError, VmError
 from ..guests.linux import tool_path
 from ..vm.agent import BOOT_TIME_LIMIT_S, PORT_NAME, RUN_TIME_LIMIT_S, GuestAgent
 from ..vm.completed import GuestCommandError
 from ..vm.linux.guest import LinuxGuest, linux_machine
 from ..vm.linux.image import build_image
+from ..vm.text import VmTimeoutError
 from .members import LabVm
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from ..vm.linux.guest import LinuxMachine
     from ..vm.linux.image import LinuxImage
     from .home import Home
+
+
+_DYING_TIME_LIMIT_S = 1.0
 
 
 def read_linux_guest(guest: object, emulator: str) -> LinuxGuest | None:
@@ -192,8 +196,13 @@ class LinuxVm(LabVm):
         return self.agent
 
     async def _run(self, args: Sequence[str], stdin: bytes, timeout_s: float | None) -> Completed:
-        agent = await self._ready()
-        return await agent.run(args, stdin=stdin, timeout_s=timeout_s)
+        try:
+            agent = await self._ready()
+            return await agent.run(args, stdin=stdin, timeout_s=timeout_s)
+        except VmError as error:
+            if not isinstance(error, VmTimeoutError) and await self._vm.wait_end(_DYING_TIME_LIMIT_S):
+                raise VmError(f"{self.name} ended while it ran {args[0]!r}: {self.reason}") from error
+            raise
 
     async def _start_command(self, args: Sequence[str], stdin: bytes) -> GuestCommand:
         agent = await self._ready()

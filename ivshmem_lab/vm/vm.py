@@ -169,13 +169,16 @@ class Vm:
 
     async def cont(self) -> None:
         """Let the guest run (QMP ``cont``). A guest may be so quick that the machine has ended by then: no error."""
-        ready = self._state is VmState.PAUSED
+        ready, before = self._state is VmState.PAUSED, self.events.count
         try:
             await self.execute("cont")
         except VmError:
             if not ready or self.state is not VmState.STOPPED or self._closer is not None:
                 raise
-        self._become(VmState.RUNNING, before=VmState.PAUSED)
+        if not any(
+            event.name == "STOP" and event.number >= before for event in self.events
+        ):  # it came before the answer
+            self._become(VmState.RUNNING, before=VmState.PAUSED)
 
     async def stop(self) -> None:
         """Pause the guest (QMP ``stop``)."""

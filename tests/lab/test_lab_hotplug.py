@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import threading
 
@@ -395,3 +396,22 @@ def test_a_q35_without_root_ports_says_what_to_define(lab, emulator):
     vm = start(lab, emulator, answers=False, machine="q35", root_ports=0)
     with pytest.raises(VmError, match="define a q35 VM with root_ports=4"):
         vm.plug(lab.memory("frame", "1M"))
+
+
+@pytest.mark.qemu
+def test_a_warning_comes_before_the_guards_of_unplugged_devices_use_up_the_machine_s_files(lab, caplog):
+    both = sources(lab)
+    vm = start(lab, "qemu")
+    for _ in range(5):
+        vm.plug(both["doorbell"]).unplug()
+    assert vm.guards
+    used = len(os.listdir(f"/proc/{vm.pid}/fd"))  # noqa: PTH208
+    resource.prlimit(vm.pid, resource.RLIMIT_NOFILE, (2 * used, 2 * used))
+    vm.plug(both["doorbell"]).unplug()
+    assert caplog.records == []
+    used = len(os.listdir(f"/proc/{vm.pid}/fd"))  # noqa: PTH208
+    resource.prlimit(vm.pid, resource.RLIMIT_NOFILE, (used + 8, used + 8))
+    vm.plug(both["doorbell"])
+    (record,) = caplog.records
+    assert f"alice has {used} of at most {used + 8} files open, {vm.guards} of them guards" in record.getMessage()
+    assert "restart it before it runs out" in record.getMessage()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from test_vm_life import multiboot_elf
 
+from ivshmem_lab import Lab
+from ivshmem_lab.errors import VmError, VmStartError
 from ivshmem_lab.vm.command import Machine
 from ivshmem_lab.vm.qemu import Emulator, find_emulator
 from ivshmem_lab.vm.vm import Vm
@@ -57,3 +60,49 @@ def test_a_machine_that_pauses_unasked_says_why_until_it_goes_on():
         assert (vm.state, vm.reason) == ("running", "")
 
     with_panic_device(test)
+
+
+@pytest.mark.qemu
+def test_a_linux_guest_that_panics_ends_and_says_so_with_the_kernel_s_words_on_its_console():
+    with Lab() as lab:
+        alice = lab.vm("alice", guest="linux", emulator="qemu")
+        alice.start()
+        alice.wait_ready()
+        with pytest.raises(VmError, match="the guest panicked"):
+            alice.run(["sh", "-c", "echo c > /proc/sysrq-trigger"], timeout_s=30.0)
+        assert alice.wait_end(20.0)
+        assert (alice.state, alice.reason) == ("stopped", "the guest panicked, exit status 0")
+        assert "Kernel panic - not syncing" in alice.console.text()
+
+
+def test_a_guest_that_ours_cannot_go_on_with_pauses_and_says_why(tmp_path):
+    guest = tmp_path / "lost.elf"
+    guest.write_bytes(multiboot_elf(bytes([0xB8, 0, 0, 0, 0xF0, 0xFF, 0xE0])))  # a jump to where no memory is
+
+    async def run():
+        vm = Vm(Machine("x", kernel=str(guest)), find_emulator("unicorn"))
+        try:
+            await vm.launch()
+            await vm.cont()
+            await vm.events.wait("STOP", 20.0)
+            while not vm.reason:  # it is being asked for
+                await vm.execute("query-status")
+            assert (vm.state, vm.reason) == ("paused", "internal-error")
+        finally:
+            await vm.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("emulator", ["unicorn", pytest.param("qemu", marks=pytest.mark.qemu)])
+def test_an_option_that_is_refused_ends_the_start_with_the_emulator_s_words(emulator):
+    async def run():
+        found = find_emulator(emulator)
+        vm = Vm(
+            Machine("x"), Emulator(found.kind, (*found.argv, "-device", "nonsense"), found.version, found.environment)
+        )
+        with pytest.raises(VmStartError, match="'nonsense' is not a valid device model name"):
+            await vm.launch()
+        assert vm.state == "failed"
+
+    asyncio.run(run())

@@ -98,10 +98,10 @@ class Incoming:
         def go_on() -> None:
             paused = RunState.PAUSED if was_running else states.get(source.run_state, RunState.PAUSED)
             emulator.runner.state = RunState.RUNNING if runs else paused
+            if runs:
+                emulator.emit_later("RESUME", None)  # before whatever the guest makes of it
 
         await emulator.on_vcpu(go_on)
-        if runs:
-            emulator.emit("RESUME", None)
 
 
 def _keep(saved: dict[str, Any], section: Any, known: tuple[str, ...]) -> None:

@@ -171,7 +171,7 @@ def linux_machine(
     ]
     # The IOMMU comes before the devices that it serves.
     platform = ["-device", "intel-iommu,intremap=on"] if is_q35 else []
-    platform += ["-device", "virtio-serial-pci,id=agents"]
+    platform += ["-device", "virtio-serial-pci,id=agents", "-device", "pvpanic"]
     if end:
         platform += ["-netdev", f"socket,id=net,fd={end.sock.fileno()}"]
         platform += ["-device", f"virtio-net-pci,netdev=net,mac=52:54:00:77:00:0{end.number + 1},romfile="]

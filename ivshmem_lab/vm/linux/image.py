@@ -21,7 +21,7 @@ from .apt import Apt, read_depends, unpack
 from .cpio import Archive
 from .errors import LinuxImageError
 from .kernel import UnpackerMissingError, extract_vmlinux
-from .modules import WANTED, find_modules, load_order, modinfo, read_builtin, read_module
+from .modules import WANTED, WELCOME, find_modules, load_order, modinfo, read_builtin, read_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -214,7 +214,7 @@ def _write(root: Path, target: Path, tool: Path, say: Callable[[str], None]) -> 
         contents[module] = read_module(files[module])
         return modinfo(contents[module]).get("depends", "")
 
-    order = load_order(WANTED, files, builtin, depends)
+    order = load_order([*WANTED, *(each for each in WELCOME if each in files)], files, builtin, depends)
     archive = Archive()
     archive.file("init", _INIT.read_bytes(), executable=True)
     archive.file("bin/busybox", busybox.read_bytes(), executable=True)

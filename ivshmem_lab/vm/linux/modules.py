@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 WANTED = ("virtio_pci", "virtio_console", "virtio_net", "vfio_iommu_type1", "vfio_pci")
 """The agent's port, the network to compare with, and the device's interrupts for an application."""
 
+WELCOME = ("pvpanic_mmio",)
+"""Taken where the kernel has them: a panic is told to QEMU (docs/specs/pvpanic)."""
+
 _SUFFIX = re.compile(r"\.ko(\.xz|\.gz|\.zst)?$")
 
 
