@@ -402,7 +402,7 @@ def test_a_q35_without_root_ports_says_what_to_define(lab, emulator):
 def test_a_warning_comes_before_the_guards_of_unplugged_devices_use_up_the_machine_s_files(lab, caplog):
     both = sources(lab)
     vm = start(lab, "qemu")
-    for _ in range(5):
+    for _ in range(14):
         vm.plug(both["doorbell"]).unplug()
     assert vm.guards
     used = len(os.listdir(f"/proc/{vm.pid}/fd"))  # noqa: PTH208
@@ -410,8 +410,8 @@ def test_a_warning_comes_before_the_guards_of_unplugged_devices_use_up_the_machi
     vm.plug(both["doorbell"]).unplug()
     assert caplog.records == []
     used = len(os.listdir(f"/proc/{vm.pid}/fd"))  # noqa: PTH208
-    resource.prlimit(vm.pid, resource.RLIMIT_NOFILE, (used + 8, used + 8))
+    resource.prlimit(vm.pid, resource.RLIMIT_NOFILE, (used + 9, used + 9))
     vm.plug(both["doorbell"])
     (record,) = caplog.records
-    assert f"alice has {used} of at most {used + 8} files open, {vm.guards} of them guards" in record.getMessage()
+    assert f"alice has {used} of at most {used + 9} files open, {vm.guards} of them guards" in record.getMessage()
     assert "restart it before it runs out" in record.getMessage()
