@@ -33,6 +33,7 @@ Exit status: 0 done, 1 failed, 2 wrong call, 130 interrupted."""
 _OTHERS = {
     "up": "start the lab that a topology file describes, and run it until Ctrl-C",
     "vm": "machines of a lab that `up` runs: ps, start, stop, plug, unplug, console, migrate",
+    "doctor": "what of this machine works for the lab, and what to do about the rest",
     "translate": "turn a topology (YAML, JSON, QEMU command lines, libvirt XML, Python) or one legacy command line into another format",
     "trace": "draw what `ivshmem-server --trace FILE` recorded as a swim-lane, or replay it",
     "bench": "measure in one run: `bench server` (joining peers), `bench channel` (messages between two processes), "
@@ -170,6 +171,10 @@ def _other(words: Sequence[str]) -> int:
         from . import vm_cli
 
         return vm_cli.main(words[1:])
+    if words[0] == "doctor":
+        from . import doctor
+
+        return doctor.main(words[1:])
     if words[0] == "translate":
         from . import translate
 

@@ -12,7 +12,7 @@ from ivshmem_lab import __version__
 from ivshmem_lab.cli import main
 
 WRONG_CALLS = {
-    "": "no command is given; there are demo, up, vm, translate, trace, bench",
+    "": "no command is given; there are demo, up, vm, doctor, translate, trace, bench",
     "bench": "server, channel, device, doorbell, linux; none is given",
     "bench nope": "'nope' is none of them",
     "trace nowhere.jsonl": "nowhere.jsonl",

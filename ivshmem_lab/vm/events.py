@@ -72,6 +72,10 @@ class EventLog:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
+    def came(self, name: str, *, after: int) -> bool:
+        """Tell whether an event of this name is among those from this number on."""
+        return any(event.name == name and event.number >= after for event in self._kept)
+
     async def wait(self, name: str, timeout_s: float, *, after: int = 0) -> QmpEvent:
         """Wait for an event.
 

@@ -105,11 +105,73 @@ def _ours() -> Emulator:
     return Emulator("unicorn", argv, ivshmem_lab.__version__, {"PYTHONPATH": path})
 
 
+@dataclass(frozen=True, slots=True)
+class QemuFacts:
+    """What an installed QEMU can do, by its own words.
+
+    Attributes
+    ----------
+    program, version
+        Where it is, and which.
+    machines
+        Names of machine types, aliases such as ``"q35"`` included.
+    devices
+        Names of devices.
+    accelerators
+        Those that are compiled in; which of them *work*, `ivshmem_lab.vm.accel.probe` finds out.
+    """
+
+    program: str
+    version: str
+    machines: tuple[str, ...]
+    devices: tuple[str, ...]
+    accelerators: tuple[str, ...]
+
+    @property
+    def ivshmem_devices(self) -> tuple[str, ...]:
+        """The ivshmem devices: ``ivshmem-plain`` and ``ivshmem-doorbell`` since 2.6, ``ivshmem`` until 3.1."""
+        return tuple(name for name in self.devices if name.startswith("ivshmem"))
+
+
+def qemu_facts() -> QemuFacts:
+    """Ask the installed QEMU what it can do; it is asked once.
+
+    Raises
+    ------
+    EmulatorNotFoundError
+        It is not installed, or does not answer.
+    """
+    emulator = find_emulator("qemu")
+    program = emulator.argv[0]
+    return _facts(program, emulator.version, Path(program).stat().st_mtime_ns)
+
+
 @functools.lru_cache(maxsize=8)
-def _qemu_version(program: str, _modified_ns: int) -> str:
+def _facts(program: str, version: str, _modified_ns: int) -> QemuFacts:
+    def listed(option: str, pattern: str) -> tuple[str, ...]:
+        return tuple(re.findall(pattern, _say(program, option, "help"), re.MULTILINE))
+
+    return QemuFacts(
+        program,
+        version,
+        listed("-machine", r"^(?!Supported )([\w.-]+) +\S"),
+        listed("-device", r'^name "([^"]+)"'),
+        listed("-accel", r"^(\w+)$"),
+    )
+
+
+def _say(program: str, *options: str) -> str:
+    """Return what a program prints for an option that ends it.
+
+    Raises
+    ------
+    EmulatorNotFoundError
+        It cannot be run, or fails.
+    """
+    command = [program, *options]
     try:
         answer = subprocess.run(
-            [program, "--version"],
+            command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -117,11 +179,21 @@ def _qemu_version(program: str, _modified_ns: int) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EmulatorNotFoundError(f"{program} --version could not be run: {error}; is it installed whole?") from error
-    match = _VERSION.search(answer.stdout)
-    if match is None:
+        raise EmulatorNotFoundError(f"{' '.join(command)} could not be run: {error}; is it installed whole?") from error
+    if answer.returncode:
         said = (answer.stderr or answer.stdout).strip()[:200]
         raise EmulatorNotFoundError(
-            f"{program} --version ended with status {answer.returncode} and no version ({said!r}); is it installed whole?"
+            f"{' '.join(command)} ended with status {answer.returncode} and no version ({said!r}); is it installed whole?"
+        )
+    return answer.stdout
+
+
+@functools.lru_cache(maxsize=8)
+def _qemu_version(program: str, _modified_ns: int) -> str:
+    said = _say(program, "--version")
+    match = _VERSION.search(said)
+    if match is None:
+        raise EmulatorNotFoundError(
+            f"{program} --version ended with status 0 and no version ({said.strip()[:200]!r}); is it installed whole?"
         )
     return match[1]

@@ -175,9 +175,7 @@ class Vm:
         except VmError:
             if not ready or self.state is not VmState.STOPPED or self._closer is not None:
                 raise
-        if not any(
-            event.name == "STOP" and event.number >= before for event in self.events
-        ):  # it came before the answer
+        if not self.events.came("STOP", after=before):  # before the answer
             self._become(VmState.RUNNING, before=VmState.PAUSED)
 
     async def stop(self) -> None:
