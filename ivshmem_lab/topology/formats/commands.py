@@ -43,6 +43,7 @@ _ACCELERATORS = {"tcg": (), "kvm": ("kvm",), "auto": ("kvm", "tcg")}
 """QEMU tries several in their order."""
 _STARTERS = frozenset({"exec", "sudo", "nohup", "command"})
 _WAITING = (["wait"], ["do", "sleep", "0.1"], ["done"])
+_LISTENS = "00010000"
 _NO_PLACE = "a topology has no place for it"
 _REASONS = {
     r"peers\.[^.]*": "a host peer is the lab's own process; start ivshmem-client, or a program with Peer.connect",
@@ -124,7 +125,7 @@ def parse(text: str, dialect: str = "qemu", guests: Mapping[str, str] | None = N
         elif name.startswith("qemu") or "-system-" in name or name == "kvm" or "-device" in command:
             machines += 1
             _Machine(command, DIALECTS[dialect], gather, guests or {}).read(f"vm{machines}", cpu)
-        elif command and words not in _WAITING and words[:2] != ["until", "test"]:
+        elif command and words not in _WAITING and words[:1] != ["until"]:
             gather.lose("file", shlex.join(words), "it starts no QEMU and no ivshmem-server")
     if gather.empty and (gather.lost or not found):
         raise UsageError("there is no QEMU command line; give one as a shell reads it: qemu-system-x86_64 -device …")
@@ -323,8 +324,9 @@ def write(topology: Topology, dialect: str = "qemu", guests: Mapping[str, str] |
     shared: list[Server | Memory] = [*topology.servers, *topology.memories]
     ends = {end.name: end for end in shared}
     for server in topology.servers:
-        path = shlex.quote(socket_path(server.name))
-        lines.append(f"until test -S {path}; do sleep 0.1; done")
+        # A socket is there a moment before anybody listens on it; the flag says that somebody does (proc(5), net/unix).
+        listens = shlex.quote(f" {_LISTENS} .* {socket_path(server.name)}$")
+        lines.append(f"until grep -qs {listens} /proc/net/unix; do sleep 0.1; done")
     lines += [_vm_line(vm, ends, DIALECTS[dialect], guests or {}) + " &" for vm in topology.vms]
     text = "\n".join([*lines, "wait", ""])
     read = parse(text, dialect, guests).topology if topology.vms or topology.servers else Topology()
