@@ -205,6 +205,9 @@ class HotplugDevice:
         """
         if self.state is DeviceState.ABSENT:
             return
+        if self.state in {DeviceState.DELETED, DeviceState.GUARDED}:  # the guest was quicker: it is on its way out
+            await self._wait_gone(timeout_s)
+            return
         if self.state not in {DeviceState.PLUGGED, DeviceState.SEEN, DeviceState.UNPLUGGING}:
             raise VmError(f"{self.device_id} of {self._vm.name} is {self.state}; only what is plugged can be unplugged")
         if not self._asked:

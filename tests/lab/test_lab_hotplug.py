@@ -398,6 +398,24 @@ def test_a_q35_without_root_ports_says_what_to_define(lab, emulator):
         vm.plug(lab.memory("frame", "1M"))
 
 
+def test_unplugging_what_the_guest_is_just_letting_go_waits_for_the_end(lab, emulator):
+    vm = start(lab, emulator)
+    board = lab.server("board", size="1M", vectors=2)
+    met = threading.Event()
+    for _ in range(5):
+        device = vm.plug(board)
+        device.wait_seen()
+        vm.pause()
+        with pytest.raises(GuestSilentError):
+            device.unplug(0.05)
+        met.clear()
+        device.listen(lambda step: met.set() if step.state == "deleted" else None)
+        vm.resume()
+        assert met.wait(30.0)
+        device.unplug()  # it is deleted, guarded, or gone by now
+        assert device.state == "absent"
+
+
 @pytest.mark.qemu
 def test_a_warning_comes_before_the_guards_of_unplugged_devices_use_up_the_machine_s_files(lab, caplog):
     both = sources(lab)
