@@ -76,6 +76,8 @@ class ServerLink:
     """
 
     def __init__(self, sock: socket.socket, vectors: int) -> None:
+        self.rings_sent = self.rings_heard = 0
+        """Doorbells of the guest that reached a peer's vector, and those of peers that came; for those who watch."""
         self._sock = sock
         self._vectors = vectors
         self._protocol: ClientProtocol[int] = ClientProtocol()
@@ -232,13 +234,14 @@ class ServerLink:
 
     def _rung(self, fd: int, vector: int) -> None:
         try:
-            os.eventfd_read(fd)
+            self.rings_heard += os.eventfd_read(fd)
         except BlockingIOError:
             return
         self._interrupt(vector)
 
     def ring(self, peer_id: int, vector: int) -> None:
         """Add 1 to a peer's eventfd; a full counter is pending anyway."""
+        self.rings_sent += 1
         try:
             os.eventfd_write(self._eventfds[peer_id][vector], 1)
         except BlockingIOError:

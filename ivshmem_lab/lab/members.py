@@ -102,6 +102,20 @@ class LabVm(PluggableVm):
             raise LabError(f"{self.name} has no peer id before it is started; call lab.start() or {self.name}.start()")
         return self._peer_ids[0] if len(self._peer_ids) == 1 else list(self._peer_ids)
 
+    def doorbells(self) -> dict[str, tuple[int, int]]:
+        """Count the interrupts of each device at a server: those that its guest has sent, and those that have come to it.
+
+        Only our own emulator counts them; for real QEMU the dict is empty.
+
+        Raises
+        ------
+        VmError
+            There is no machine, or no answer in time.
+        """
+        if self.emulator != "unicorn":
+            return {}
+        return {each["id"]: (each["sent"], each["heard"]) for each in self.execute("x-query-ivshmem")}
+
     def start(self) -> None:
         """Start the process and let the guest run. Nothing happens when it runs already.
 

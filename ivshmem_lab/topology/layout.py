@@ -21,7 +21,7 @@ WIDTH_PX = 216
 HEIGHT_PX = 60
 DEVICE_PX = 28
 MARGIN_PX = 24
-COLUMN_GAP_PX = 120
+COLUMN_GAP_PX = 160
 """Room for the words at a link."""
 ROW_GAP_PX = 32
 

@@ -16,6 +16,7 @@ from ..topology.python_line import python_line, variable
 from ..vm.state import VmState
 from .base import LabWidget, load_module, load_style
 from .builder_model import PALETTE, Draft, formats, view
+from .rates import Rates, in_words
 from .topology_picture import draw, drawing_svg, standing_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class TopologyBuilder(LabWidget):
     _css = load_style()
     drawing: traitlets.Dict[str, Any] = traitlets.Dict({}).tag(sync=True)
     """Nodes and links as they are drawn, with what the lab adds: state, peer ids."""
+    rates: traitlets.Dict[str, Any] = traitlets.Dict({}).tag(sync=True)
+    """By link: interrupts per second that its machine has sent, and that have come, and both in words; idle ones are left out."""
     changes: traitlets.List[str] = traitlets.List([]).tag(sync=True)
     """The plan, one line for each step."""
     problems: traitlets.List[dict[str, str]] = traitlets.List([]).tag(sync=True)
@@ -80,6 +83,7 @@ class TopologyBuilder(LabWidget):
         self._applies = threading.Lock()
         lab = Lab() if lab is None else lab
         self._draft = Draft(lab.topology())
+        self._rates = Rates(lab)
         super().__init__(lab)
 
     # -- what a program uses --------------------------------------------------------------------------
@@ -201,6 +205,10 @@ class TopologyBuilder(LabWidget):
             self.history = {"undo": self._draft.history.undoable or "", "redo": self._draft.history.redoable or ""}
         standing = {name: standing_of(self.lab, name) for name in self.lab.members}
         self.drawing = view(topology, current, places, standing)
+        self.rates = {
+            key: {"sent": sent, "come": come, "words": f"{in_words(sent + come)} irq/s"}
+            for key, (sent, come) in self._rates.look().items()
+        }
         found = self.lab.problems(topology)
         self.problems = [{"name": _owner(each.path), "text": str(each)} for each in found]
         self.changes = [] if found else [str(action) for action in self.lab.plan(topology)]

@@ -253,6 +253,7 @@ def view(
     """
     picture = draw(draft, standing, places)
     there = {node.name: node for node in nodes(current)}
+    served = {server.name: server.vectors for server in draft.servers}
     found = []
     for node, box in zip(nodes(draft), picture.nodes, strict=True):
         old = there.get(node.name)
@@ -274,10 +275,12 @@ def view(
                 "applied": not is_new,
                 "fields": properties(node),
                 "server": node.server if isinstance(node, HostPeer) else "",
+                "vectors": served.get(node.server, 0) if isinstance(node, HostPeer) else 0,
                 "devices": [
                     {
                         "target": link.target,
                         "new": devices[: number + 1].count(link) > old_devices.count(link),
+                        "vectors": link.vectors or served.get(link.target, 0),
                         "fields": properties(link),
                     }
                     for number, link in enumerate(devices)

@@ -313,6 +313,7 @@ def builder_state(
         "drawing": view(wanted, current, complete(wanted, layout(wanted)), standing or {}),
         "changes": [] if found else [str(action) for action in plan(current, wanted)],
         "problems": [{"name": each.path.split(".")[1], "text": str(each)} for each in found],
+        "rates": {"bob-0": {"sent": 52_000.0, "come": 52_000.0, "words": "104.0 k irq/s"}} if current.vms else {},
         "history": {"undo": "add carol", "redo": ""},
         "applying": {},
         "palette": [[key, what, words] for key, (_, what, words) in PALETTE.items()],

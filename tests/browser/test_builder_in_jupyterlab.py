@@ -118,7 +118,7 @@ def test_two_machines_and_a_server_are_drawn_with_the_mouse_and_run(
         root.get_by_test_id("apply").click()
         running(root, "vm", "vm2", "board")
         root.get_by_text("5 changes applied").wait_for(timeout=LIMIT_MS)
-        assert set(root.locator(".ivl-badge").all_inner_texts()) == {"peer 0", "peer 1"}
+        assert set(root.locator(".ivl-badge").all_inner_texts()) == {"peer 0 · 2 vectors", "peer 1 · 2 vectors"}
         picture(page, "builder-running", ".ivl-builder")
         # What runs is asked about before it is taken out, and Undo brings it back.
         node(root, "vm2").locator(".ivl-bnode-main").click()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from ivshmem_lab import Lab
@@ -162,3 +164,26 @@ def test_apply_errors_keep_what_was_done(lab, builder, monkeypatch):
     assert list(lab) == ["board"]
     assert builder.changes[0].startswith("define vm alice")
     assert "not applied" in builder.status
+
+
+def test_interrupts_that_go_over_a_link_are_counted_and_told(lab, builder):
+    board = lab.server("board", vectors=2)
+    alice, bob = (lab.vm(name, "pingpong", connect=board) for name in ("alice", "bob"))
+    me = lab.peer("me", connect=board)
+    lab.start()
+    alice.wait_text("ready")
+    builder.refresh_safely()
+    assert alice.doorbells() == {"ivshmem0": (0, 0)}
+    for _ in range(20):
+        me.ring(alice.peer_id, 1)
+    looks = threading.Event()
+    while alice.doorbells()["ivshmem0"][1] < 20:
+        looks.wait(0.001)
+    while "alice-0" not in builder.rates:
+        me.ring(alice.peer_id, 1)
+        looks.wait(0.01)
+        builder.refresh_safely()
+    assert builder.rates["alice-0"]["come"] > 0
+    assert builder.rates["alice-0"]["words"].endswith(" irq/s")
+    assert "bob-0" not in builder.rates
+    assert bob.doorbells() == {"ivshmem0": (0, 0)}

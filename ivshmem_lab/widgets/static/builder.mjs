@@ -232,7 +232,7 @@ export function renderBuilder({ model, el, signal }) {
     const found = model.get("problems");
     const drawing = model.get("drawing");
     const byName = new Map(found.map((each) => [each.name, each.text]));
-    board.update({ nodes: (drawing.nodes ?? []).map((node) => ({ ...node, wrong: byName.get(node.name) ?? "" })), words: drawing.words ?? {} });
+    board.update({ nodes: (drawing.nodes ?? []).map((node) => ({ ...node, wrong: byName.get(node.name) ?? "" })), words: drawing.words ?? {}, rates: model.get("rates") ?? {} });
     const changes = model.get("changes");
     const now = model.get("applying");
     const busy = now.of !== undefined;
@@ -254,7 +254,7 @@ export function renderBuilder({ model, el, signal }) {
     inspect();
     showZoom();
   }
-  follow(model, ["drawing", "changes", "problems", "history", "applying"], update, signal);
+  follow(model, ["drawing", "rates", "changes", "problems", "history", "applying"], update, signal);
 }
 
 export default { render: renderBuilder };

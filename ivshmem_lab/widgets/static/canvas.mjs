@@ -14,7 +14,7 @@ function drawn(tag, attributes = {}) {
 const snapped = (px) => Math.max(0, Math.round(px / GRID_PX) * GRID_PX);
 
 /** A point of a cubic Bézier curve with level ends. */
-function along(x1, y1, x2, y2, at = 0.42) {
+function along(x1, y1, x2, y2, at = 0.36) {
   const middle = (x1 + x2) / 2;
   const rest = 1 - at;
   const one = (a, b, c, d) => rest ** 3 * a + 3 * rest ** 2 * at * b + 3 * rest * at ** 2 * c + at ** 3 * d;
@@ -30,7 +30,7 @@ const curve = (x1, y1, x2, y2) => `M${x1} ${y1}C${(x1 + x2) / 2} ${y1} ${(x1 + x
  * `onDelete(names, device)`, `onLog(name)` and `onText(text)` are what keys, buttons and pastes ask for.
  */
 export function makeCanvas({ intend, onSelect, onInspect, onDelete, onLog, onText, signal }) {
-  let drawing = { nodes: [], words: {} };
+  let drawing = { nodes: [], words: {}, rates: {} };
   let scale = 1;
   let pan = [0, 0];
   let selected = new Set();
@@ -41,8 +41,9 @@ export function makeCanvas({ intend, onSelect, onInspect, onDelete, onLog, onTex
 
   const lines = drawn("svg", { class: "ivl-wires", "aria-hidden": "true" });
   const wires = drawn("g");
+  const pulses = drawn("g");
   const rubber = drawn("path", { class: "ivl-rubber" });
-  lines.append(wires, rubber);
+  lines.append(wires, pulses, rubber);
   const boxes = h("div", { class: "ivl-nodes" });
   const badges = h("ul", { class: "ivl-badges", "aria-label": "Links" });
   const band = h("div", { class: "ivl-band", hidden: true });
@@ -71,8 +72,8 @@ export function makeCanvas({ intend, onSelect, onInspect, onDelete, onLog, onTex
   function links() {
     const found = [];
     for (const node of drawing.nodes) {
-      node.devices.forEach((each, number) => found.push({ key: `${node.name}-${number}`, from: node, row: number, to: nodeOf(each.target), isNew: each.new || node.draft === "draft" }));
-      if (node.server) found.push({ key: node.name, from: node, row: null, to: nodeOf(node.server), isNew: node.draft !== "" });
+      node.devices.forEach((each, number) => found.push({ key: `${node.name}-${number}`, from: node, row: number, to: nodeOf(each.target), vectors: each.vectors, isNew: each.new || node.draft === "draft" }));
+      if (node.server) found.push({ key: node.name, from: node, row: null, to: nodeOf(node.server), vectors: node.vectors, isNew: node.draft !== "" });
     }
     return found.filter((link) => link.to).map((link) => ({ ...link, ...ends(link) }));
   }
@@ -87,14 +88,34 @@ export function makeCanvas({ intend, onSelect, onInspect, onDelete, onLog, onTex
 
   function drawLinks() {
     const found = links();
-    keyed(wires, found, (link) => link.key, () => drawn("path"), (path, link) => set(path, { d: curve(link.x1, link.y1, link.x2, link.y2), class: link.isNew ? "ivl-new" : "" }));
+    keyed(wires, found, (link) => link.key, () => drawn("path"), (path, link) => set(path, { d: curve(link.x1, link.y1, link.x2, link.y2), class: link.isNew ? "ivl-new" : drawing.rates[link.key] ? "ivl-live" : "" }));
+    drawPulses(found);
     keyed(badges, found, (link) => link.key, () => h("li", { class: "ivl-badge" }), (badge, link) => {
-      const words = link.isNew ? "new" : drawing.words[link.key] || "linked";
+      const rate = drawing.rates[link.key];
+      const vectors = link.vectors ? ` · ${link.vectors} vector${link.vectors === 1 ? "" : "s"}` : "";
+      const words = (link.isNew ? "new" : drawing.words[link.key] || "linked") + vectors + (rate ? `\n${rate.words}` : "");
       say(badge, words);
       set(badge, { "aria-label": `${link.from.name} to ${link.to.name}: ${words}`, class: link.isNew ? "ivl-badge ivl-new" : "ivl-badge" });
       const [x, y] = along(link.x1, link.y1, link.x2, link.y2);
       badge.style.left = `${x}px`;
       badge.style.top = `${y}px`;
+    });
+  }
+
+  /** Arrows that go along a link while interrupts do: their size is the amount, in tens. */
+  function drawPulses(found) {
+    const ways = found.flatMap((link) => {
+      const rate = drawing.rates[link.key];
+      if (!rate) return [];
+      return [["sent", false], ["come", true]].filter(([way]) => rate[way] > 0).map(([way, back]) => ({ link, back, key: `${link.key}-${way}`, size: Math.min(9, 3 + Math.log10(1 + rate[way])) }));
+    });
+    keyed(pulses, ways, (way) => way.key, () => drawn("path", { class: "ivl-pulse" }), (path, { link, back, size }) => {
+      set(path, { d: `M${-size} ${-size / 1.5}L${size} 0L${-size} ${size / 1.5}Z`, "data-back": back ? "true" : null });
+      const way = back ? curve(link.x2, link.y2, link.x1, link.y1) : curve(link.x1, link.y1, link.x2, link.y2);
+      if (path.dataset.way !== way) {
+        path.dataset.way = way; // set only when it changes: the arrow would begin anew
+        path.style.offsetPath = `path("${way}")`;
+      }
     });
   }
 
