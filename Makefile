@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo lab test unprivileged conformance rounds fuzz gallery guests clean
+.PHONY: help demo lab test unprivileged conformance rounds fuzz kernels gallery guests clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
@@ -42,6 +42,11 @@ rounds: $(VENV)/.test  ## plug and unplug 200 times on machines of each kind, Li
 fuzz: $(VENV)/.test  ## a million mutated inputs for peers and for the control socket, 200 pairs of topologies applied (some minutes)
 	@IVSHMEM_LAB_APPLY_EXAMPLES=200 $(BIN)/pytest -k after_applying tests/lab/test_lab_apply.py
 	@IVSHMEM_LAB_FUZZ_INPUTS=1000000 $(BIN)/pytest -k mutated tests/peer/test_peer_hostile_server.py tests/server/test_server_control.py
+
+KERNEL ?= 6.29.5
+kernels: $(VENV)/.test  ## the widgets in JupyterLab and the notebooks on an older ipykernel (KERNEL=)
+	@$(BIN)/pip install -q --upgrade --target build/ipykernel-$(KERNEL) --no-deps "ipykernel==$(KERNEL)" nest-asyncio
+	@IVSHMEM_LAB_IPYKERNEL=$(CURDIR)/build/ipykernel-$(KERNEL) $(BIN)/pytest -q tests/notebooks tests/browser
 
 gallery: $(VENV)/.test  ## draw every widget in every state into build/gallery, to look at (ONLY="hotplug bench")
 	@PYTHONPATH=. $(BIN)/python -m tests.browser.gallery $(ONLY)

@@ -82,11 +82,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def _write_kernelspec(directory: Path) -> None:
     """Make the kernel "python3" this very interpreter, with figures inline as in any notebook."""
     directory.mkdir(parents=True)
+    environment = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    if older := os.environ.get("IVSHMEM_LAB_IPYKERNEL"):  # another ipykernel than the installed one: `make kernels`
+        environment["PYTHONPATH"] = older
     spec = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": "Python 3",
         "language": "python",
-        "env": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        "env": environment,
     }
     (directory / "kernel.json").write_text(json.dumps(spec))
 
