@@ -84,6 +84,7 @@ class TopologyBuilder(LabWidget):
         lab = Lab() if lab is None else lab
         self._draft = Draft(lab.topology())
         self._rates = Rates(lab)
+        self._planned: object = None
         super().__init__(lab)
 
     # -- what a program uses --------------------------------------------------------------------------
@@ -209,9 +210,13 @@ class TopologyBuilder(LabWidget):
             key: {"sent": sent, "come": come, "words": f"{in_words(sent + come)} irq/s"}
             for key, (sent, come) in self._rates.look().items()
         }
-        found = self.lab.problems(topology)
-        self.problems = [{"name": _owner(each.path), "text": str(each)} for each in found]
-        self.changes = [] if found else [str(action) for action in self.lab.plan(topology)]
+        # Checked and planned again only when something is different: that takes most of the time.
+        stamp = (topology, current, [(id(each), str(getattr(each, "state", ""))) for each in self.lab.members.values()])
+        if stamp != self._planned:
+            found = self.lab.problems(topology)
+            self.problems = [{"name": _owner(each.path), "text": str(each)} for each in found]
+            self.changes = [] if found else [str(action) for action in self.lab.plan(topology)]
+            self._planned = stamp
 
     def picture_lines(self) -> list[str]:
         """Return the lab's table, and the plan."""
