@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -110,16 +111,21 @@ def test_a_topology_becomes_a_script_that_starts_it(tmp_path: Path, capsys: pyte
     first = first.replace(" &\n", ' & pids="$! $pids"\n')
     second = second.replace("wait\n", 'wait $!; echo "bob: $?"; kill $pids; wait\n')
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
+    with subprocess.Popen(
         ["sh", "-c", f"{first}{waiting}qemu-system-x86_64{second}"],
         cwd=tmp_path,
         env={**os.environ, "PATH": path},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "bob: 1" in done.stdout, done.stderr
+        start_new_session=True,
+    ) as shell:
+        try:
+            out, err = shell.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(shell.pid, signal.SIGKILL)  # with all that it has started
+            raise
+    assert "bob: 1" in out, err
     assert "rounds=3" in (tmp_path / "bob.log").read_text()
 
 
