@@ -70,7 +70,8 @@ class Migration:
     peer_ids : dict of str to int
         For each device that was plugged in again: its id, and the machine's new peer id there.
     left : list of str
-        Ids of the devices that were unplugged and are to be plugged in again at an address that is not of this lab.
+        Ids of the devices that were unplugged and are not plugged in again: at an address that is not of this lab, or because that
+        failed; `steps` tells why.
     """
 
     source: str
@@ -142,26 +143,25 @@ class Mover:
         self._look(staying)
         uri, destination = self._destination()
         unplugged: list[Attached] = []
-        with contextlib.ExitStack() as undo:
+        try:
             if destination is not None:
-                undo.callback(self._end, destination)
                 self._furnish(destination, moving)
                 self._do(
                     "destination", "waits for it", qmp.receive(destination.process, uri), "migrate-incoming", uri=uri
                 )
-            undo.callback(self._bring_back, unplugged)
             for each in staying:
-                self._unplug(each)
-                unplugged.append(each)
+                self._unplug(each, unplugged)
             if self._ran and destination is not None and self._shares_memory(moving):
                 # The memory is read here and written there: what is stored between the two would be lost.
                 self._do("source", "paused: both sides have the same memory", vm.process.stop(), "stop")
-            undo.callback(self._resume)
             self._transfer(uri, destination)
             if destination is not None:
                 # QEMU 7.2 finds some differences only when the source has sent all and believes itself moved.
-                self._do("destination", "has arrived", qmp.arrived(destination.process))
-            undo.pop_all()
+                arriving = qmp.arrived(destination.process, self._timeout_s)
+                self._do("destination", "has arrived", arriving)
+        except BaseException:  # also Ctrl-C
+            self._go_back(destination, unplugged)
+            raise
         self._settle(destination, unplugged)
         return self.record
 
@@ -218,7 +218,7 @@ class Mover:
     def _shares_memory(self, moving: list[Attached]) -> bool:
         return any(self._source(each) is each.source for each in moving)
 
-    def _unplug(self, each: Attached) -> None:
+    def _unplug(self, each: Attached, unplugged: list[Attached]) -> None:
         device = self._vm.device(device_id=each.device_id)
         done = len(device.steps)
         try:
@@ -230,6 +230,7 @@ class Mover:
                 f"the guest has not let {each.device_id} go: {error}",
                 'its guest has to answer; or plug the device with master="on", so that it moves along',
             ) from error
+        unplugged.append(each)
         for step in device.steps[done:]:
             self._take("source", each, step)
 
@@ -266,24 +267,27 @@ class Mover:
                 self.record.left.append(each.device_id)
                 continue
             master = each.link.master if each.link else None
-            device = self._plug(destination, each, source, "destination", master)
-            self.record.peer_ids[each.device_id] = device.peer_id
+            try:
+                device = self._plug(destination, each, source, "destination", master)
+            except IvshmemLabError as error:  # it has moved all the same
+                self.record.left.append(each.device_id)
+                self._note("destination", f"{each.device_id} is not plugged in again: {error}", time.monotonic())
+            else:
+                self.record.peer_ids[each.device_id] = device.peer_id
 
     # -- back ------------------------------------------------------------------------------------------
 
-    def _end(self, destination: LabVm) -> None:
-        with contextlib.suppress(IvshmemLabError):
-            destination.close()
-
-    def _bring_back(self, unplugged: list[Attached]) -> None:
-        for each in unplugged:
+    def _go_back(self, destination: LabVm | None, unplugged: list[Attached]) -> None:
+        """End the destination, and only then let the guest run here, with the devices that it had."""
+        if destination is not None:
             with contextlib.suppress(IvshmemLabError):
-                self._plug(self._vm, each, each.source, "source", each.link.master if each.link else None)
-
-    def _resume(self) -> None:
+                destination.close()
         if self._ran and self._vm.state is VmState.PAUSED:
             with contextlib.suppress(IvshmemLabError):
                 self._vm.resume()
+        for each in unplugged:
+            with contextlib.suppress(IvshmemLabError):
+                self._plug(self._vm, each, each.source, "source", each.link.master if each.link else None)
 
     def _plug(self, vm: LabVm, each: Attached, source: Source, side: str, master: str | None) -> LabDevice:
         link = each.link

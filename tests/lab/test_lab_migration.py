@@ -11,6 +11,7 @@ import pytest
 from ivshmem_lab import Lab
 from ivshmem_lab.errors import MigrationError, UsageError, VmError
 from ivshmem_lab.topology.model import Link
+from ivshmem_lab.vm.text import VmTimeoutError
 
 QEMU = pytest.param("qemu", marks=pytest.mark.qemu)
 ROUND = re.compile(r"migrant: round=(\d+) ")
@@ -237,6 +238,42 @@ def test_what_cannot_be_is_refused_before_anything_is_done(lab, emulator):
         alice.migrate("tcp:nowhere")
     assert refused.value.side == "source"
     assert alice.state == "running"
+
+
+def test_a_migration_that_takes_too_long_is_called_back(lab, emulator):
+    here, there = lab.memory("here", "1M"), lab.memory("there", "1M")
+    alice = migrant(lab, emulator, here, master="on")
+    with pytest.raises(VmTimeoutError, match="has not arrived in 0 s and was called back"):
+        alice.migrate("bob", sources={here: there}, timeout_s=0.0)
+    assert list(lab) == ["here", "there", "alice"]
+    goes_on(alice)
+    goes_on(alice.migrate("bob", sources={here: there}).vm)
+
+
+def test_ctrl_c_leaves_the_guest_where_it_was_with_its_devices(lab, emulator):
+    board = lab.server("board", "1M", 1)
+    alice = migrant(lab, emulator, board)
+
+    def interrupt(step):
+        if "chardev-remove" in step.what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        alice.migrate("bob", peers="replug", on_step=interrupt)
+    assert list(lab) == ["board", "alice"]
+    goes_on(alice)
+    assert [device.device_id for device in alice.devices] == ["hot0"]
+    assert len(board.peers) == 1
+
+
+def test_a_device_that_cannot_be_plugged_in_again_does_not_hide_that_the_machine_has_moved(lab, emulator):
+    board, gone = lab.server("board", "1M", 1), lab.server("gone", "1M", 1)
+    alice = migrant(lab, emulator, board)
+    gone.close()
+    moved = alice.migrate("bob", peers="replug", sources={board: gone})
+    assert (moved.left, moved.peer_ids) == (["hot0"], {})
+    assert "hot0 is not plugged in again: server gone does not listen" in repr(moved)
+    goes_on(moved.vm)
 
 
 @pytest.mark.qemu
