@@ -110,7 +110,8 @@ class _Doer:
             case Verb.REMOVE, _:
                 self._remove(action.name)
             case Verb.CREATE, Server() as item:
-                self._lab.server(item.name, item.size_bytes, item.vectors)
+                policy = {"peers_per_uid": item.peers_per_uid, "observer_uid": item.observer_uid}
+                self._lab.server(item.name, item.size_bytes, item.vectors, **policy)
             case Verb.CREATE, Memory() as item:
                 self._lab.memory(item.name, item.size_bytes)
             case Verb.DEFINE, Vm() as item:

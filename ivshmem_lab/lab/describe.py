@@ -38,7 +38,9 @@ def describe(members: Mapping[str, Member], peer_servers: Mapping[str, LabServer
     for name, member in members.items():
         match member:
             case LabServer():
-                servers.append(Server(name, member.size_bytes, member.vectors))
+                servers.append(
+                    Server(name, member.size_bytes, member.vectors, member.peers_per_uid, member.observer_uid)
+                )
             case LabMemory():
                 memories.append(Memory(name, member.size_bytes))
             case LabVm():

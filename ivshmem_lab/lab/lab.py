@@ -87,7 +87,15 @@ class Lab(Membership):
 
     # -- what one puts into it ------------------------------------------------------------------------
 
-    def server(self, name: str, size: str | int = "4M", vectors: int = 2) -> LabServer:
+    def server(
+        self,
+        name: str,
+        size: str | int = "4M",
+        vectors: int = 2,
+        *,
+        peers_per_uid: int | None = None,
+        observer_uid: int | None = None,
+    ) -> LabServer:
         """Start an ivshmem server with a shared memory of its own.
 
         Parameters
@@ -98,6 +106,10 @@ class Lab(Membership):
             Shared memory in bytes, or as ``"4M"``; a power of two, at least one page.
         vectors
             Interrupt vectors of every peer.
+        peers_per_uid
+            How many peers one user may have at a time; None for any number.
+        observer_uid
+            Processes of this user join as observers: the memory is read-only for them, and they can ring nobody.
 
         Returns
         -------
@@ -117,7 +129,7 @@ class Lab(Membership):
         with self._taking(name):
             memory = SharedMemory.create_memfd(size_bytes, name)
             try:
-                server = LabServer(self, name, path, memory, vectors)
+                server = LabServer(self, name, path, memory, vectors, peers_per_uid, observer_uid)
                 self.loop.call(server.begin())
             except BaseException:
                 memory.close()

@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ..errors import LabError, VmError
+from ..server.policy import Policy, Rule
 from ..server.server import Server
 from ..units import format_size
 from .home import Row
@@ -37,13 +38,28 @@ class LabServer:
     size_bytes : int
     vectors : int
         Interrupt vectors of every peer.
+    peers_per_uid, observer_uid : int or None
+        Its policy; see `Lab.server`.
     """
 
-    def __init__(self, home: Home, name: str, path: str, memory: SharedMemory, vectors: int) -> None:
+    def __init__(
+        self,
+        home: Home,
+        name: str,
+        path: str,
+        memory: SharedMemory,
+        vectors: int,
+        peers_per_uid: int | None = None,
+        observer_uid: int | None = None,
+    ) -> None:
         self._home = home
         self._shared = memory
+        observers = () if observer_uid is None else (Rule("observer", uid=observer_uid),)
+        policy = Policy(peers_per_uid=peers_per_uid, rules=observers)
         # A lab may hold real QEMU at any time, which dies of what other peers do (Server, "shield").
-        self._server = Server(path, memory, vectors, self._note, shield_qemu=True)
+        self._server = Server(path, memory, vectors, self._note, shield_qemu=True, policy=policy)
+        self.peers_per_uid = peers_per_uid
+        self.observer_uid = observer_uid
         self._events: deque[tuple[float, ServerEvent]] = deque(maxlen=KEPT_EVENTS)
         self.name = name
         self.path = path

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """An ivshmem server with `size_bytes` of shared memory and so many interrupt vectors for each peer."""
+    """An ivshmem server with `size_bytes` of shared memory and so many interrupt vectors for each peer.
+
+    Its policy: `peers_per_uid` is how many peers one user may have at a time, None for any number; processes of the user
+    `observer_uid` join as observers, who have the memory read-only and can ring nobody. (In a lab, only its own user and root
+    reach the socket.)
+    """
 
     name: str
     size_bytes: int = 4 << 20
     vectors: int = 2
+    peers_per_uid: int | None = None
+    observer_uid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,9 @@ def python_lines(actions: Iterable[Action]) -> list[str]:
 def _made(item: Any) -> str:
     match item:
         case Server():
-            return f"lab.server({_text(item.name)}, size={_size(item.size_bytes)}, vectors={item.vectors})"
+            policy = [(key, getattr(item, key)) for key in ("peers_per_uid", "observer_uid")]
+            more = "".join(f", {key}={value}" for key, value in policy if value is not None)
+            return f"lab.server({_text(item.name)}, size={_size(item.size_bytes)}, vectors={item.vectors}{more})"
         case Memory():
             return f"lab.memory({_text(item.name)}, size={_size(item.size_bytes)})"
         case HostPeer():

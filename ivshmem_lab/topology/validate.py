@@ -69,6 +69,13 @@ def _problems(topology: Topology) -> Iterator[Problem]:
     for server in topology.servers:
         if server.vectors < 0:
             yield _vectors(f"servers.{server.name}.vectors", server.vectors, 0)
+        if server.peers_per_uid is not None and server.peers_per_uid < 1:
+            what = f"{server.peers_per_uid} peers per uid"
+            hint = "choose a larger number, or leave it out"
+            yield Problem("choice", f"servers.{server.name}.peers_per_uid", what, "1 or more", hint)
+        if server.observer_uid is not None and not 0 <= server.observer_uid < 1 << 32:
+            what = f"there is no uid {server.observer_uid}"
+            yield Problem("choice", f"servers.{server.name}.observer_uid", what, "0 to 4294967294", "give a user's uid")
     servers = [server.name for server in topology.servers]
     memories = [memory.name for memory in topology.memories]
     for vm in topology.vms:

@@ -50,8 +50,18 @@ _LABELS = {
     "args": "Command line",
     "ioeventfd": "ioeventfd",
     "accel": "Accelerator",
+    "peers_per_uid": "Peers per user",
+    "observer_uid": "Observers: uid",
 }
-_EMPTY = {"memory_bytes": "32M", "cpu": "any", "root_ports": "4 on q35", "vectors": "as the server", "args": "none"}
+_EMPTY = {
+    "memory_bytes": "32M",
+    "cpu": "any",
+    "root_ports": "4 on q35",
+    "vectors": "as the server",
+    "peers_per_uid": "any number",
+    "observer_uid": "nobody",
+    "args": "none",
+}
 
 
 @dataclass(frozen=True, slots=True)

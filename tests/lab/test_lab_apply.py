@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ivshmem_lab import Lab
-from ivshmem_lab.errors import ApplyError, UsageError, VmError
+from ivshmem_lab.errors import ApplyError, RemoteProtocolError, UsageError, VmError
 from ivshmem_lab.guests import guest_path
 from ivshmem_lab.lab.members import LabVm
 from ivshmem_lab.topology.model import HostPeer, Link, Memory, Server, Topology, Vm
@@ -333,3 +333,20 @@ def test_an_accelerator_that_does_not_work_is_told_before_anything_is_changed(la
 def test_unicorn_has_no_kvm(lab):
     (problem,) = lab.problems(Topology(vms=(Vm("any", accel="kvm"),)))
     assert problem.path == "vms.any.accel"
+
+
+def test_the_policy_of_a_server_is_part_of_the_topology_and_holds(lab):
+    wanted = Topology(
+        (Server("board", 1 << 16, 1, peers_per_uid=1), Server("seen", 1 << 16, 1, observer_uid=os.getuid()))
+    )
+    lab.apply(wanted)
+    assert lab.topology() == wanted
+    assert [python_line(action).partition("vectors=1")[2] for action in plan(Topology(), wanted)] == [
+        ", peers_per_uid=1)",
+        f", observer_uid={os.getuid()})",
+    ]
+    lab.peer("one", connect=lab["board"])
+    with pytest.raises(RemoteProtocolError, match="closed before it sent"):
+        lab.peer("two", connect=lab["board"])
+    observer = lab.peer("observer", connect=lab["seen"])
+    assert not observer.memory.flags.writeable

@@ -21,7 +21,8 @@ TEXTS = st.none() | st.text(max_size=8)
 @st.composite
 def topologies(draw: st.DrawFn) -> Topology:
     """Make up a valid topology of few names, so that two of them have much in common."""
-    servers = [Server(n, draw(SIZES), draw(st.integers(0, 3))) for n in ("s", "no") if draw(st.booleans())]
+    policies = [draw(st.sampled_from([None, 1, 70])) for _ in range(2)]
+    servers = [Server(n, draw(SIZES), draw(st.integers(0, 3)), *policies) for n in ("s", "no") if draw(st.booleans())]
     memories = [Memory(n, draw(SIZES)) for n in ("m", "1") if draw(st.booleans())]
     ends = (
         [Link(server=x.name, vectors=v) for x in servers for v in (None, 1)]
@@ -168,7 +169,7 @@ def test_a_plan_takes_care_of_what_has_not_begun_has_ended_cannot_go_or_is_broke
         ("version: 2", "f:1:10: version is 2; write version: 1"),
         ("servers: {}", "f:1:1: version is None"),
         ("version: 1\nserver: {}", "f:2:1: unknown key 'server'; there are memories, peers, positions, servers"),
-        ("version: 1\nservers:\n  b: {sise: 4M}", "f:3:7: unknown key 'sise'; there are size, vectors"),
+        ("version: 1\nservers:\n  b: {sise: 4M}", "f:3:7: unknown key 'sise'; there are observer_uid, peers_per_uid, size, vectors"),
         ("version: 1\nservers: {b: {size: 4X}}", "f:2:21: servers.b.size: "),
         ("version: 1\nservers: {b: {vectors: null}}", "f:2:24: servers.b.vectors is a number"),
         ("version: 1\nservers: {b: {}, b: {}}", "f:2:18: the key 'b' is there twice"),
@@ -191,7 +192,7 @@ def test_every_problem_has_code_path_and_remedy() -> None:
     links = (Link(server="nope"), Link(), Link(memory="m", vectors=2), Link(server="s", vectors=0))
     links += (Link(memory="m", ioeventfd=True), Link(server="s", master="yes"))
     wrong = Topology(
-        (Server("s", 5000, -1),),
+        (Server("s", 5000, -1, 0),),
         (Memory("m"),),
         (Vm("a b", "bochs", "linux", devices=links, root_ports=25), Vm("pc", root_ports=1)),
         (HostPeer("s", "m"),),
@@ -203,6 +204,7 @@ def test_every_problem_has_code_path_and_remedy() -> None:
         ("size", "servers.s.size"),
         ("vectors", "servers.s.vectors"),
         ("choice", "vms.a b.emulator"),
+        ("choice", "servers.s.peers_per_uid"),
         ("choice", "vms.a b.root_ports"),
         ("choice", "vms.pc.root_ports"),
         ("choice", "vms.a b.devices[4].ioeventfd"),

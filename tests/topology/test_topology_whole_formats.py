@@ -24,7 +24,10 @@ NAMES = ("a", "b-1", "lab", "class", "vier.é")
 def topologies(draw: st.DrawFn) -> Topology:
     """Make up a valid topology with all that a topology can say."""
     sizes = st.sampled_from([1 << 12, 1 << 20, 4 << 20])
-    servers = [Server(n, draw(sizes), draw(st.integers(0, 3))) for n in ("s", "s.sock") if draw(st.booleans())]
+    policies = [draw(st.sampled_from([None, 1, 70])) for _ in range(2)]
+    servers = [
+        Server(n, draw(sizes), draw(st.integers(0, 3)), *policies) for n in ("s", "s.sock") if draw(st.booleans())
+    ]
     memories = [Memory(n, draw(sizes)) for n in ("m", "no-1") if draw(st.booleans())]
     masters, switches = st.sampled_from([None, "on", "off", "auto"]), st.sampled_from([None, True, False])
     ends = [

@@ -156,8 +156,12 @@ def _read_server(words: list[str], gather: Gather) -> None:
     options.add_argument("-M", "--shm-name")
     options.add_argument("-l", "--size", default=format_size(DEFAULT_SIZE_BYTES))
     options.add_argument("-n", "--vectors", default="1")
+    options.add_argument("--max-peers-per-uid")
+    options.add_argument("--observer-uid")
     known, rest = options.parse_known_args(words)
-    gather.server(known.socket, parse_size(known.size), read_number(known.vectors, "-n"))
+    policy = {"peers_per_uid": known.max_peers_per_uid, "observer_uid": known.observer_uid}
+    numbers = {key: None if text is None else read_number(text, key) for key, text in policy.items()}
+    gather.server(known.socket, parse_size(known.size), read_number(known.vectors, "-n"), **numbers)
     if rest:
         gather.lose(f"servers.{PurePosixPath(known.socket).stem}", shlex.join(rest), _NO_PLACE)
 
@@ -320,7 +324,12 @@ def write(topology: Topology, dialect: str = "qemu", guests: Mapping[str, str] |
     lines = ["#!/bin/sh", "# A topology of ivshmem_lab: its servers, then its machines."]
     for server in topology.servers:
         words = [_SERVER, "-F", "-S", socket_path(server.name), "-M", server.name, "-l", format_size(server.size_bytes)]
-        lines.append(shlex.join([*words, "-n", str(server.vectors)]) + " &")
+        words += ["-n", str(server.vectors)]
+        if server.peers_per_uid is not None:
+            words += ["--max-peers-per-uid", str(server.peers_per_uid)]
+        if server.observer_uid is not None:
+            words += ["--observer-uid", str(server.observer_uid)]
+        lines.append(shlex.join(words) + " &")
     shared: list[Server | Memory] = [*topology.servers, *topology.memories]
     ends = {end.name: end for end in shared}
     for server in topology.servers:

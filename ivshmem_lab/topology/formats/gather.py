@@ -52,6 +52,7 @@ class Gather:
     def __init__(self) -> None:
         self.lost: list[Lost] = []
         self._servers: dict[str, tuple[int | None, int | None]] = {}
+        self._policies: dict[str, dict[str, int | None]] = {}
         self._sizes: dict[str, int | None] = {}
         self._vms: list[tuple[Vm, list[Raw]]] = []
         self._names: set[str] = set()
@@ -65,9 +66,10 @@ class Gather:
         """Note what has no place."""
         self.lost.append(Lost(path, what, why))
 
-    def server(self, path: str, size_bytes: int, vectors: int) -> None:
+    def server(self, path: str, size_bytes: int, vectors: int, **policy: int | None) -> None:
         """Add a server of which all is known."""
         self._servers[path] = size_bytes, vectors
+        self._policies[path] = policy
 
     def vm(self, vm: Vm, devices: list[Raw]) -> None:
         """Add a machine; its name need not be one, and its devices are those given."""
@@ -97,7 +99,9 @@ class Gather:
             self.lose(f"servers.{name}.size", "the size", why)
         if vectors is None:
             vectors = max((raw.vectors or 1 for raw in raws), default=1)
-        server = Server(name, size_bytes or max(sizes, default=DEFAULT_SIZE_BYTES), vectors)
+        server = Server(
+            name, size_bytes or max(sizes, default=DEFAULT_SIZE_BYTES), vectors, **self._policies.get(path, {})
+        )
         for size in sorted({size for size in sizes if size != server.size_bytes}):
             why = f"in a lab a device shows all of its server's memory, {format_size(server.size_bytes)} here"
             self.lose(f"servers.{name}.size", f"a device's size of {format_size(size)}", why)

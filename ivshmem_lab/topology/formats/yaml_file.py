@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 VERSION = 1
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # JSON has them as they are, YAML does not
 _KINDS: dict[str, type] = {"servers": Server, "memories": Memory, "vms": Vm, "peers": HostPeer}
-_NUMBERS = ("vectors", "cpu", "root_ports")
+_NUMBERS = ("vectors", "cpu", "root_ports", "peers_per_uid", "observer_uid")
 _SWITCHES = ("ioeventfd",)
 
 
