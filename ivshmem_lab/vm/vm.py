@@ -78,8 +78,7 @@ class Vm:
         self._on_spawn = on_spawn
         self._on_reaped = on_reaped
         self._state = VmState.DEFINED
-        self._reason = ""
-        self._shutdown_reason = ""
+        self._reason = self._shutdown_reason = ""
         self._process: Process | None = None
         self._ports: dict[str, socket.socket] = {}
         self._monitor = Monitor(self.name, self._note_event)
@@ -173,7 +172,8 @@ class Vm:
         try:
             await self.execute("cont")
         except VmError:
-            if not ready or self.state is not VmState.STOPPED or self._closer is not None:
+            ran = self.events.came("RESUME", after=before) or (ready and self.state is VmState.STOPPED)
+            if self._closer or not ran:
                 raise
         if not self.events.came("STOP", after=before):  # before the answer
             self._become(VmState.RUNNING, before=VmState.PAUSED)

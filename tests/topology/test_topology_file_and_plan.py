@@ -169,7 +169,10 @@ def test_a_plan_takes_care_of_what_has_not_begun_has_ended_cannot_go_or_is_broke
         ("version: 2", "f:1:10: version is 2; write version: 1"),
         ("servers: {}", "f:1:1: version is None"),
         ("version: 1\nserver: {}", "f:2:1: unknown key 'server'; there are memories, peers, positions, servers"),
-        ("version: 1\nservers:\n  b: {sise: 4M}", "f:3:7: unknown key 'sise'; there are observer_uid, peers_per_uid, size, vectors"),
+        (
+            "version: 1\nservers:\n  b: {sise: 4M}",
+            "f:3:7: unknown key 'sise'; there are observer_uid, peers_per_uid, size, vectors",
+        ),
         ("version: 1\nservers: {b: {size: 4X}}", "f:2:21: servers.b.size: "),
         ("version: 1\nservers: {b: {vectors: null}}", "f:2:24: servers.b.vectors is a number"),
         ("version: 1\nservers: {b: {}, b: {}}", "f:2:18: the key 'b' is there twice"),
