@@ -104,7 +104,7 @@ def test_a_topology_becomes_a_script_that_starts_it(tmp_path: Path, capsys: pyte
         "ivshmem-lab translate: lost: peers.me: all of it: a host peer is the lab's own process; start"
     )
     assert len(err.splitlines()) == 1
-    script = script.replace("/tmp/", f"{tmp_path}/").replace("=/dev/shm/", f"={tmp_path}/")
+    script = script.replace("/tmp/board", f"{tmp_path}/board").replace("=/dev/shm/", f"={tmp_path}/")
     # Peer ids follow the order of joining, and bob looks for peer 0.
     first, second = script.split("qemu-system-x86_64")
     waiting = "until grep -q peer_id=0 alice.log; do sleep 0.1; done\n"
