@@ -113,18 +113,19 @@ class DemoPath:
         }
 
     def as_row(self) -> list[str]:
-        """Return its line of the table."""
-        times = self.times_us
+        """Return its line of the table, made of what `as_dict` holds: rounded anew, the two could differ in the last digit."""
+        found = self.as_dict()
+        low, high = found["p50_95_percent_us"]
         return [
             self.name,
-            self.kind,
-            str(times.n),
-            f"{times.p50:.1f}",
-            f"{times.p50_low:.1f} to {times.p50_high:.1f}",
-            f"{times.p90:.1f}",
-            f"{times.p99:.1f}",
-            f"{self.throughput.gbytes_per_s:.2f}",
-            "ok" if self.throughput.checksum_ok else "WRONG",
+            found["kind"],
+            str(found["rounds"]),
+            f"{found['p50_us']:.1f}",
+            f"{low:.1f} to {high:.1f}",
+            f"{found['p90_us']:.1f}",
+            f"{found['p99_us']:.1f}",
+            f"{found['gbytes_per_s']:.2f}",
+            "ok" if found["checksum_ok"] else "WRONG",
         ]
 
 

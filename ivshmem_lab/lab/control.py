@@ -37,6 +37,7 @@ MOST_CLIENTS = 16
 MOST_UNREAD_PIECES = 4096
 _LOOK_EVERY_S = 0.2
 _SEND_TIME_LIMIT_S = 10.0
+_PLACE_TIME_LIMIT_S = 2.0
 _NAME = re.compile(r"[\w.-]{1,32}")
 
 
@@ -148,13 +149,15 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.lab = lab
         self.socket = listener.sock
         self._clients: set[socket.socket] = set()
+        self._place = threading.Condition()
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     def get_request(self) -> tuple[socket.socket, str]:
         sock, _ = self.socket.accept()
-        self._clients.add(sock)
+        with self._place:
+            self._clients.add(sock)
         return sock, ""
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -162,7 +165,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         del client_address
         if Credentials.of(request).uid not in {os.getuid(), 0}:
             desc = "this lab belongs to another user"
-        elif len(self._clients) > MOST_CLIENTS:
+        elif not self._wait_for_a_place():
             desc = f"{MOST_CLIENTS} others ask this lab already; try again"
         else:
             return True
@@ -172,15 +175,24 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
             )
         return False
 
+    def _wait_for_a_place(self) -> bool:
+        """Wait a little while there are too many: those who have just hung up are still leaving."""
+        with self._place:
+            return self._place.wait_for(lambda: len(self._clients) <= MOST_CLIENTS, _PLACE_TIME_LIMIT_S)
+
     def shutdown_request(self, request: Any) -> None:
-        self._clients.discard(request)
+        with self._place:
+            self._clients.discard(request)
+            self._place.notify()
         with contextlib.suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)
         request.close()
 
     def hang_up(self) -> None:
         """Let every client see the end."""
-        for sock in tuple(self._clients):
+        with self._place:
+            clients = tuple(self._clients)
+        for sock in clients:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
