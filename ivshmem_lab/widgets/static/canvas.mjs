@@ -92,7 +92,8 @@ export function makeCanvas({ intend, onSelect, onInspect, onDelete, onLog, onTex
     drawPulses(found);
     keyed(badges, found, (link) => link.key, () => h("li", { class: "ivl-badge" }), (badge, link) => {
       const rate = drawing.rates[link.key];
-      const vectors = link.vectors ? ` · ${link.vectors} vector${link.vectors === 1 ? "" : "s"}` : "";
+      const joined = link.isNew || drawing.words[link.key] !== "not joined"; // who has not joined has no vectors, and the badge its room
+      const vectors = link.vectors && joined ? ` · ${link.vectors} vector${link.vectors === 1 ? "" : "s"}` : "";
       const words = (link.isNew ? "new" : drawing.words[link.key] || "linked") + vectors + (rate ? `\n${rate.words}` : "");
       say(badge, words);
       set(badge, { "aria-label": `${link.from.name} to ${link.to.name}: ${words}`, class: link.isNew ? "ivl-badge ivl-new" : "ivl-badge" });
