@@ -107,6 +107,14 @@ def test_pause_holds_lines_back_and_says_how_many(page: Page) -> None:
     assert "one more" in page.get_by_test_id("lines").text_content()
 
 
+def test_older_lines_that_come_late_stand_before_the_newer_ones(page: Page) -> None:
+    """News are sent to every window, also to one that was just opened and has asked for what was before."""
+    whole = console_message("alice", "one\ntwo\nthree\n$ ")
+    news = {**whole, "lines": whole["lines"][-2:]}
+    show(page, Picture("late", PICTURES["console-running"].widget, console_state(("alice", "running")), (news, whole)))
+    assert page.get_by_test_id("lines").locator(".ivl-line > span").all_inner_texts() == ["one", "two", "three", "$ "]
+
+
 def test_axe_finds_what_is_wrong(page: Page) -> None:
     page.set_content('<html lang="en"><title>x</title><main id="here"><button></button></main>')
     assert "button-name" in violations(page, "#here")[0]

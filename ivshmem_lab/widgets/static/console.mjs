@@ -14,9 +14,15 @@ export function places(text, wanted) {
   return found;
 }
 
-/** Put lines into a map by number; a line that is told again takes the old one's place, those before `first` go. */
+/** Put lines into a map, in the order of their numbers; a line that is told again takes the old one's place, those before `first` go. */
 export function merge(store, message) {
   for (const [number, time, spans] of message.lines) store.set(number, { number, time, spans });
+  // What a window asked for when it was opened may come after newer lines, and a map keeps the order of arrival.
+  const lines = [...store.values()];
+  if (lines.some((line, at) => at && line.number < lines[at - 1].number)) {
+    store.clear();
+    for (const line of lines.sort((one, other) => one.number - other.number)) store.set(line.number, line);
+  }
   for (const number of store.keys()) {
     if (number >= message.first && store.size <= MOST_LINES) break;
     store.delete(number);
