@@ -262,7 +262,8 @@ class HotplugPanel(LabWidget):
     def _look_at_slots(self, name: str, machine: LabVm) -> None:
         """Ask a machine for its places, when something has changed there; it may take its time to answer."""
         operation = self._operations.get(name)
-        stamp = (machine.pid, machine.state in LIVE, operation and (operation.begun_s, operation.phase in ENDED))
+        devices = [(each.device_id, str(each.device and each.device.state)) for each in machine.attached]
+        stamp = (machine.pid, machine.state in LIVE, devices, operation and (operation.begun_s, operation.phase in ENDED))
         if self._looked.get(name) == stamp:
             return
         self._looked[name] = stamp
@@ -277,7 +278,8 @@ class HotplugPanel(LabWidget):
                 if not self.lab.closed:
                     self.problem = f"{name} does not tell its slots: {error}"
                 return
-            self.slots = {**self.slots, name: [[place, device, _bus(place)] for place, device in rows]}
+            if self._looked.get(name) == stamp:  # else it has changed meanwhile, and somebody else looks
+                self.slots = {**self.slots, name: [[place, device, _bus(place)] for place, device in rows]}
 
         threading.Thread(target=look, name=f"slots of {name}", daemon=True).start()
 

@@ -71,6 +71,19 @@ def test_a_device_goes_in_and_out_with_every_step_told(lab, board):
     panel.close()
 
 
+def test_the_free_places_are_right_whoever_plugs(lab, board):
+    vm = started(lab)
+    panel = HotplugPanel(lab)
+    taken = lambda: [device for _, device, _ in panel.slots.get("alice", [[0, "?", 0]]) if device]  # noqa: E731
+    for expected in ([], ["hot0"], ["hot0", "hot1"]):
+        if expected:
+            vm.plug(board)
+        seen(panel, lambda expected=expected: taken() == expected)
+    vm.devices[0].unplug()
+    seen(panel, lambda: taken() == ["hot1"])
+    panel.close()
+
+
 @pytest.mark.qemu
 def test_what_the_server_withholds_from_real_qemu_is_told(lab, board):
     """QEMU 7.2 crashes when it hears that a peer left and is unplugged later (vm/device.py); the server keeps it quiet."""
