@@ -263,7 +263,12 @@ class HotplugPanel(LabWidget):
         """Ask a machine for its places, when something has changed there; it may take its time to answer."""
         operation = self._operations.get(name)
         devices = [(each.device_id, str(each.device and each.device.state)) for each in machine.attached]
-        stamp = (machine.pid, machine.state in LIVE, devices, operation and (operation.begun_s, operation.phase in ENDED))
+        stamp = (
+            machine.pid,
+            machine.state in LIVE,
+            devices,
+            operation and (operation.begun_s, operation.phase in ENDED),
+        )
         if self._looked.get(name) == stamp:
             return
         self._looked[name] = stamp

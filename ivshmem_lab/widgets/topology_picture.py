@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..topology.model import Memory, Topology
 
 _SIGNS = {"running": "▶", "paused": "‖", "stopped": "■", "failed": "✕", "starting": "◔", "defined": "○", "present": "✓"}
+_WORDS_PLACES = (0.3, 0.5, 0.64, 0.2)
+_LETTER_PX, _LINE_PX = 7, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def draw(
         node.name: _node(node, places[node.name], standing.get(node.name, Standing("defined")))
         for node in nodes(topology)
     }
-    wires = []
+    wires: list[Wire] = []
     for vm in topology.vms:
         ids = standing.get(vm.name, Standing("")).peer_ids
         taken: list[int] = []
@@ -102,11 +104,12 @@ def draw(
             peer = None if found is None else ids[found][1]
             words = "plain mapping" if link.memory else "not joined" if peer is None else f"peer {peer}"
             row = boxes[vm.name].y + HEIGHT_PX + 28 * number + 10
-            wires.append(_wire(f"{vm.name}-{number}", boxes[vm.name], boxes[link.target], words, row))
+            wires.append(_wire(f"{vm.name}-{number}", boxes[vm.name], boxes[link.target], words, wires, row))
     for host in topology.peers:
         if host.server in boxes:
             peer = dict(standing.get(host.name, Standing("")).peer_ids).get(host.server)
-            wires.append(_wire(host.name, boxes[host.name], boxes[host.server], "" if peer is None else f"peer {peer}"))
+            words = "" if peer is None else f"peer {peer}"
+            wires.append(_wire(host.name, boxes[host.name], boxes[host.server], words, wires))
     width = max((node.x + node.width for node in boxes.values()), default=0) + MARGIN_PX
     height = max((node.y + node.height for node in boxes.values()), default=0) + MARGIN_PX
     return Drawing(tuple(boxes.values()), tuple(wires), width, height)
@@ -165,17 +168,23 @@ def _node(node: Server | Memory | Vm | HostPeer, place: tuple[int, int], standin
     return Node(node.name, kind, mark, words, label, *place, *node_size(node), devices)
 
 
-def _wire(key: str, one: Node, other: Node, words: str, row: int | None = None) -> Wire:
+def _wire(key: str, one: Node, other: Node, words: str, others: list[Wire], row: int | None = None) -> Wire:
+    """Draw a link, with its words near the device, where the links of one machine are still apart, but not on those of another."""
     left = one.x < other.x
     x1, x2 = (one.x + one.width, other.x) if left else (one.x, other.x + other.width)
     y1, y2 = row if row is not None else one.y + one.height // 2, other.y + other.height // 2
     middle = (x1 + x2) // 2
-    # The badge stands near the device, 0.3 of the way: where the links of one machine are still apart.
-    x, y = _along(x1, middle, middle, x2), _along(y1, y1, y2, y2)
+    spots = [(_along(x1, middle, middle, x2, at), _along(y1, y1, y2, y2, at)) for at in _WORDS_PLACES]
+    x, y = next((spot for spot in spots if not any(_covers(*spot, words, each) for each in others)), spots[0])
     return Wire(key, f"M{x1} {y1}C{middle} {y1} {middle} {y2} {x2} {y2}", words, x, y)
 
 
-def _along(start: int, one: int, other: int, end: int, at: float = 0.3) -> int:
+def _covers(x: int, y: int, words: str, other: Wire) -> bool:
+    width = _LETTER_PX * (len(words) + len(other.words)) / 2
+    return abs(other.x - x) < width and abs(other.y - y) < _LINE_PX
+
+
+def _along(start: int, one: int, other: int, end: int, at: float) -> int:
     """Return one coordinate of a point of a cubic Bézier curve."""
     rest = 1 - at
     return round(rest**3 * start + 3 * rest**2 * at * one + 3 * rest * at**2 * other + at**3 * end)

@@ -115,6 +115,21 @@ def test_older_lines_that_come_late_stand_before_the_newer_ones(page: Page) -> N
     assert page.get_by_test_id("lines").locator(".ivl-line > span").all_inner_texts() == ["one", "two", "three", "$ "]
 
 
+OVERLAPS = """() => {
+    const boxes = [...document.querySelectorAll(".ivl-badge")].map((each) => [each.textContent, each.getBoundingClientRect()]);
+    return boxes.flatMap(([one, a], at) => boxes.slice(at + 1)
+        .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1)
+        .map(([other]) => `${one} on ${other}`));
+}"""
+
+
+@pytest.mark.parametrize("name", ["bench-running", "bench-failed", "bench-16-vms"])
+def test_no_badge_lies_on_another(page: Page, name: str) -> None:
+    show(page, PICTURES[name])
+    assert page.locator(".ivl-badge").count() > 3
+    assert page.evaluate(OVERLAPS) == []
+
+
 def test_axe_finds_what_is_wrong(page: Page) -> None:
     page.set_content('<html lang="en"><title>x</title><main id="here"><button></button></main>')
     assert "button-name" in violations(page, "#here")[0]

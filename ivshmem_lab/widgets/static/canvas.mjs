@@ -14,11 +14,29 @@ function drawn(tag, attributes = {}) {
 const snapped = (px) => Math.max(0, Math.round(px / GRID_PX) * GRID_PX);
 
 /** A point of a cubic Bézier curve with level ends. */
-function along(x1, y1, x2, y2, at = 0.36) {
+function along({ x1, y1, x2, y2 }, at) {
   const middle = (x1 + x2) / 2;
   const rest = 1 - at;
   const one = (a, b, c, d) => rest ** 3 * a + 3 * rest ** 2 * at * b + 3 * rest * at ** 2 * c + at ** 3 * d;
   return [one(x1, middle, middle, x2), one(y1, y1, y2, y2)];
+}
+
+const vectorsOf = ({ vectors }) => (vectors ? ` · ${vectors} vector${vectors === 1 ? "" : "s"}` : "");
+const BADGE_PLACES = [0.36, 0.5, 0.64, 0.24];
+
+/** Where the badges of links stand: near the device, where the links of one machine are still apart, but not on another badge. */
+function badgePlaces(links) {
+  const taken = [];
+  return links.map((link) => {
+    const rows = link.words.split("\n");
+    const width = 6.2 * Math.max(...rows.map((row) => row.length)) + 18;
+    const height = 18 * rows.length + 4;
+    const free = ([x, y]) => taken.every((each) => Math.abs(each.x - x) >= (each.width + width) / 2 || Math.abs(each.y - y) >= (each.height + height) / 2);
+    const spots = BADGE_PLACES.map((at) => along(link, at));
+    const [x, y] = spots.find(free) ?? spots[0];
+    taken.push({ x, y, width, height });
+    return [x, y];
+  });
 }
 
 const curve = (x1, y1, x2, y2) => `M${x1} ${y1}C${(x1 + x2) / 2} ${y1} ${(x1 + x2) / 2} ${y2} ${x2} ${y2}`;
@@ -86,20 +104,23 @@ export function makeCanvas({ intend, onSelect, onInspect, onDelete, onLog, onTex
     return { x1, y1: a.y + (row === null ? from.height / 2 : HEAD_PX + DEVICE_PX * row + 10), x2, y2: b.y + to.height / 2 };
   }
 
+  function wordsOf(link) {
+    if (link.isNew) return `new${vectorsOf(link)}`;
+    const words = drawing.words[link.key] || "linked";
+    const rate = drawing.rates[link.key];
+    // Who has not joined has no vectors, and the badge its room.
+    return words + (words === "not joined" ? "" : vectorsOf(link)) + (rate ? `\n${rate.words}` : "");
+  }
+
   function drawLinks() {
-    const found = links();
+    const found = links().map((link) => ({ ...link, words: wordsOf(link) }));
+    const places = badgePlaces(found);
     keyed(wires, found, (link) => link.key, () => drawn("path"), (path, link) => set(path, { d: curve(link.x1, link.y1, link.x2, link.y2), class: link.isNew ? "ivl-new" : drawing.rates[link.key] ? "ivl-live" : "" }));
     drawPulses(found);
-    keyed(badges, found, (link) => link.key, () => h("li", { class: "ivl-badge" }), (badge, link) => {
-      const rate = drawing.rates[link.key];
-      const joined = link.isNew || drawing.words[link.key] !== "not joined"; // who has not joined has no vectors, and the badge its room
-      const vectors = link.vectors && joined ? ` · ${link.vectors} vector${link.vectors === 1 ? "" : "s"}` : "";
-      const words = (link.isNew ? "new" : drawing.words[link.key] || "linked") + vectors + (rate ? `\n${rate.words}` : "");
-      say(badge, words);
-      set(badge, { "aria-label": `${link.from.name} to ${link.to.name}: ${words}`, class: link.isNew ? "ivl-badge ivl-new" : "ivl-badge" });
-      const [x, y] = along(link.x1, link.y1, link.x2, link.y2);
-      badge.style.left = `${x}px`;
-      badge.style.top = `${y}px`;
+    keyed(badges, found.map((link, at) => ({ ...link, place: places[at] })), (link) => link.key, () => h("li", { class: "ivl-badge" }), (badge, link) => {
+      say(badge, link.words);
+      set(badge, { "aria-label": `${link.from.name} to ${link.to.name}: ${link.words}`, class: link.isNew ? "ivl-badge ivl-new" : "ivl-badge" });
+      [badge.style.left, badge.style.top] = link.place.map((each) => `${each}px`);
     });
   }
 

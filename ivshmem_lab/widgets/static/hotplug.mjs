@@ -169,7 +169,7 @@ export function renderHotplug({ model, el, signal }) {
     if (open.disabled) show(false);
     plug.disabled = busy() || asking || !sources.length;
     const words = running.length ? (sources.length ? "" : "There is nothing to plug: make a server or a memory, lab.server(\"board\")") : "No running VM";
-    say(nothing, words || (view() ? "" : "Nothing has been plugged here yet."));
+    say(nothing, words || (view() ? "" : "Nothing was plugged or unplugged from here yet."));
     nothing.hidden = !nothing.textContent;
     left.querySelector(".ivl-devices-head").hidden = !here?.devices.length;
     drawOperation();
