@@ -42,6 +42,8 @@ class LabDashboard(LabWidget):
     console = traitlets.Instance(Console).tag(sync=True, **widget_serialization)
     summary = traitlets.Unicode("").tag(sync=True)
     """Such as ``"2 of 4 VMs running"``."""
+    can_start = traitlets.Bool(False).tag(sync=True)
+    """Whether there is a machine that has not been started."""
     question = traitlets.Unicode("").tag(sync=True)
     """What stopping all would cost."""
 
@@ -58,13 +60,14 @@ class LabDashboard(LabWidget):
     def refresh(self) -> None:
         """Count what runs."""
         if self.lab.closed:
-            self.summary = "the lab is closed"
+            self.summary, self.can_start, self.question = "the lab is closed", False, ""
             return
         members = self.lab.members
         machines = [each for each in members.values() if isinstance(each, LabVm)]
         running = [each.name for each in machines if each.state is VmState.RUNNING]
         live = [each.name for each in machines if each.state in LIVE]
         self.summary = f"{len(running)} of {len(machines)} VMs running" if machines else "no VM yet"
+        self.can_start = any(each.state is VmState.DEFINED for each in machines)
         self.question = (
             f"Stop {', '.join(live)}? What their guests hold in memory is lost. Servers and shared memory stay."
             if live

@@ -392,6 +392,7 @@ def _bench(name: str, vms: int = 2, *, state: str = "running", width: int = 1304
         LabDashboard,
         {
             "summary": f"{running} of {vms} VMs running" if vms else "no VM yet",
+            "can_start": False,
             "question": f"Stop {', '.join(names)}? What their guests hold in memory is lost." if vms else "",
             "builder": "IPY_MODEL_builder",
             "hotplug": "IPY_MODEL_hotplug",

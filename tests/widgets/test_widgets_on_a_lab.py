@@ -230,9 +230,9 @@ def test_the_bench_starts_stops_and_draws(lab, board):
     lab.vm("alice", "probe", {"watch": 1}, connect=board)
     lab.peer("me", connect=board)
     bench = LabDashboard(lab)
-    assert (bench.summary, bench.question) == ("0 of 1 VMs running", "")
+    assert (bench.summary, bench.can_start, bench.question) == ("0 of 1 VMs running", True, "")
     assert asked(bench, "start")["ok"]
-    assert bench.summary == "1 of 1 VMs running"
+    assert (bench.summary, bench.can_start) == ("1 of 1 VMs running", False)
     bench.builder.refresh_safely()
     assert {node["name"]: node["mark"] for node in bench.builder.drawing["nodes"]} == {
         "board": "running",
@@ -244,7 +244,7 @@ def test_the_bench_starts_stops_and_draws(lab, board):
     assert bench.python == "alice.plug(board).wait_seen(10)"
     assert asked(bench, "stop")["ok"]
     assert bench.python == "alice.stop()"
-    assert bench.summary == "0 of 1 VMs running"
+    assert (bench.summary, bench.can_start, bench.question) == ("0 of 1 VMs running", False, "")
     bench.close()
 
 

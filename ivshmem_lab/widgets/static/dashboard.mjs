@@ -64,9 +64,10 @@ export async function renderDashboard({ model, el, signal }) {
   const sizes = new ResizeObserver(update);
   sizes.observe(root);
   signal?.addEventListener("abort", () => sizes.disconnect());
-  follow(model, ["summary", "question"], () => {
+  follow(model, ["summary", "can_start", "question"], () => {
     say(summary, model.get("summary"));
     say(question, model.get("question"));
+    start.disabled = !model.get("can_start");
     stop.disabled = !model.get("question");
     if (stop.disabled) dialog.hidden = true;
   }, signal);
