@@ -35,6 +35,7 @@ GUEST_TIME_LIMIT_S = 10.0
 _LOOK_EVERY_S = 0.01
 LIVE = frozenset({VmState.PAUSED, VmState.RUNNING})
 ENDED = frozenset({VmState.STOPPED, VmState.FAILED})
+_BARE_METAL = " The bundled bare-metal guests do on machine='pc' only, Linux guests on every machine"
 
 
 class DeviceState(StrEnum):
@@ -182,7 +183,7 @@ class HotplugDevice:
             if time.monotonic() - begun >= timeout_s:
                 raise GuestSilentError(
                     f"the guest of {self._vm.name} has given {self.device_id} no address in {timeout_s:g} s; "
-                    "is it running, and does it support hot-plug?"
+                    f"is it running, and does it support hot-plug?{_BARE_METAL if self._vm.machine.machine != 'pc' else ''}"
                 )
             await asyncio.sleep(_LOOK_EVERY_S)
         if self._needs_guards:

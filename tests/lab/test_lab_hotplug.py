@@ -383,6 +383,10 @@ def test_a_q35_takes_one_device_for_each_root_port(lab, emulator):
     with pytest.raises(VmError, match=r"\(3 are there, all taken\)"):
         vm.plug(both["plain"])
     vm.execute("stop")
+    with pytest.raises(
+        GuestSilentError, match="bare-metal guests do on machine='pc' only, Linux guests on every machine"
+    ):
+        first.wait_seen(0.05)
     for device in (first, second, third):
         with pytest.raises(GuestSilentError):
             device.unplug(0.05)
