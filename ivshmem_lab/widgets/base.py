@@ -6,6 +6,7 @@ wait. So an intent of the front end is carried out on a thread of its own, and a
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import threading
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from ..lab.lab import Lab
 
 REFRESH_EVERY_S = 0.1
+UNSEEN_ONE_IN = 10
+"""A widget that no window shows any more is brought up to date at one in so many turns."""
+_COUNTS = {"shown": 1, "hidden": -1}
 STATIC = Path(__file__).parent / "static"
 
 _log = logging.getLogger(__name__)
@@ -80,8 +84,12 @@ class Refresher:
                 self._widgets.remove(widget)
         self._wake.set()
 
+    def wake(self) -> None:
+        """Let the next turn come at once."""
+        self._wake.set()
+
     def _run(self, lab: Lab) -> None:
-        while True:
+        for turn in itertools.count():
             self._wake.wait(REFRESH_EVERY_S)
             self._wake.clear()
             last = lab.closed
@@ -91,7 +99,8 @@ class Refresher:
                     self._thread = None
                     self._widgets.clear()
             for widget in widgets:
-                widget.refresh_safely()
+                if last or widget.watched or turn % UNSEEN_ONE_IN == 0:
+                    widget.refresh_safely()
             if not widgets or last:
                 return
 
@@ -119,6 +128,8 @@ class LabWidget(anywidget.AnyWidget):
 
     def __init__(self, lab: Lab) -> None:
         super().__init__()
+        self._windows: int | None = None
+        self._counting = threading.Lock()
         self.lab = lab
         self.on_msg(self._hear)
         self.refresh_safely()
@@ -128,11 +139,16 @@ class LabWidget(anywidget.AnyWidget):
     # -- for those who inherit ------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Bring what is shown up to date; called ten times a second, on a thread of its own, also when the lab has closed."""
+        """Bring what is shown up to date; called ten times a second while it is, on a thread of its own, also when the lab has closed."""
 
     def picture_lines(self) -> list[str]:
         """Return what a saved notebook and a terminal show."""
         return []
+
+    @property
+    def watched(self) -> bool:
+        """Whether a window shows it, or it was not shown yet: a cell that is run again leaves a widget behind that nobody sees."""
+        return self._windows != 0
 
     # -- for everybody --------------------------------------------------------------------------------
 
@@ -167,11 +183,19 @@ class LabWidget(anywidget.AnyWidget):
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         return {**data, "text/plain": repr(self), "image/svg+xml": self.to_svg()}, metadata
 
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._windows = max(0, (self._windows or 0) + change)
+        Refresher.of(self.lab).wake()
+
     # -- intents --------------------------------------------------------------------------------------
 
     def _hear(self, _: object, content: object, __: object = None) -> None:
         """Take what the front end asks for, on whatever thread that is."""
         if not isinstance(content, dict):
+            return
+        if content.get("op") in _COUNTS:
+            self._count(_COUNTS[content["op"]])
             return
         threading.Thread(target=self.answer, args=(content,), name="ivshmem widget intent", daemon=True).start()
 

@@ -19,6 +19,13 @@ AXE = resources.files("axe_playwright_python").joinpath("axe.min.js")
 CHECK = """async (where) => (await axe.run(where)).violations.map(
     (each) => `${each.id}: ${each.nodes.map((node) => `${node.html} (${node.any.map((one) => one.message)})`).join("; ")}`)"""
 
+RUN_LAST = """async () => {
+    const { content } = window.jupyterapp.shell.currentWidget;
+    content.activeCellIndex = content.widgets.length - 1;
+    await window.jupyterapp.commands.execute("notebook:run-cell");
+}"""
+SAID_LAST = "() => window.jupyterapp.shell.currentWidget.content.widgets.at(-1).model.outputs.toJSON().map((each) => each.text ?? '').join('')"
+
 
 def written(path: Path, *sources: str) -> Path:
     """Write a notebook with these cells."""
@@ -26,6 +33,13 @@ def written(path: Path, *sources: str) -> Path:
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, path)
     return path
+
+
+def last_cell(page: Page) -> str:
+    """Run the last cell of a notebook, and return what it printed."""
+    page.evaluate(RUN_LAST)
+    said: str = page.evaluate(SAID_LAST)
+    return said
 
 
 def picture(page: Page, name: str, what: str = ".ivl-dashboard") -> None:

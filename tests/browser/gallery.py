@@ -66,6 +66,7 @@ SHOW = """async ({source, style, state, messages, children}) => {
             off: (name, f) => hear(name).delete(f),
             tell: (content) => hear("msg:custom").forEach((f) => f(content)),
             send: (content) => {
+                if (content.op === "shown") return;
                 (window.sent ??= []).push(content);
                 setTimeout(() => {
                     for (const each of messages) hear("msg:custom").forEach((f) => f(each));

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .books import LIMIT_MS, picture, violations, written
+from .books import LIMIT_MS, last_cell, picture, violations, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -265,19 +265,11 @@ def test_the_bench_in_the_dark_has_nothing_for_axe_to_find(
 
 LAST = "() => [...document.querySelectorAll('.ivl-dashboard > .ivl-footer [data-testid=python]')].at(-1).textContent"
 TELL = "import json; from dataclasses import asdict; print(json.dumps(asdict(lab.topology())))"
-OUTPUT = "() => window.jupyterapp.shell.currentWidget.content.widgets.at(-1).model.outputs.toJSON().map((each) => each.text ?? '').join('')"
 
 
 def told(page: Page) -> dict[str, object]:
     """Run the last cell, which tells the lab's topology."""
-    page.evaluate(
-        """async () => {
-            const { content } = window.jupyterapp.shell.currentWidget;
-            content.activeCellIndex = content.widgets.length - 1;
-            await window.jupyterapp.commands.execute("notebook:run-cell");
-        }"""
-    )
-    topology: dict[str, object] = json.loads(page.evaluate(OUTPUT))
+    topology: dict[str, object] = json.loads(last_cell(page))
     return topology
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ivshmem_lab.lab.linux import build_linux_image
 
-from .books import LIMIT_MS, picture, written
+from .books import LIMIT_MS, last_cell, picture, written
 from .conftest import KERNEL_IS_IDLE
 
 if TYPE_CHECKING:
@@ -153,6 +153,27 @@ def test_a_unicorn_guest_gets_and_loses_a_device_in_two_windows(
             page.evaluate("() => new Promise((done) => setTimeout(done, 50))")
         assert emulators() == []
         context.close()
+
+
+AGAIN = """from ivshmem_lab import Lab
+from ivshmem_lab.widgets import LabDashboard
+lab = globals().get("lab") or Lab()
+benches = [*globals().get("benches", []), LabDashboard(lab)]
+benches[-1]"""
+WATCHED = """parts = lambda bench: {each.watched for each in (bench, bench.builder, bench.hotplug, bench.console)}
+print([parts(each) for each in benches])"""
+
+
+def test_a_cell_that_is_run_again_leaves_a_widget_that_costs_little(
+    open_notebook: Open, run_all: RunAll, tmp_path: Path
+) -> None:
+    with open_notebook(written(tmp_path / "again.ipynb", AGAIN, WATCHED)) as page:
+        for _ in range(3):
+            assert [cell["errors"] for cell in run_all(page)] == [[], []]
+            shown(page)
+        deadline = time.monotonic() + LIMIT_MS / 1000  # what a window says of itself is not waited for
+        while (said := last_cell(page)) != "[{False}, {False}, {True}]\n":
+            assert time.monotonic() < deadline, said
 
 
 @pytest.mark.qemu

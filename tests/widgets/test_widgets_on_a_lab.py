@@ -226,6 +226,35 @@ def test_a_new_window_gets_the_whole_scrollback(lab):
     console.close()
 
 
+def test_what_no_window_shows_any_more_is_looked_after_less_often(lab):
+    turns = {}
+    enough = threading.Event()
+
+    class Counted(HotplugPanel):
+        def refresh(self) -> None:
+            turns[self] = turns.get(self, 0) + 1
+            if turns[self] > 30 and len(turns) > 2:
+                enough.set()
+
+    def told(widget, op):
+        widget._handle_custom_msg({"op": op}, None)
+
+    seen_twice, left, never_shown = (Counted(lab) for _ in range(3))
+    for op in ("shown", "shown", "hidden"):
+        told(seen_twice, op)
+    for op in ("shown", "hidden", "hidden"):
+        told(left, op)
+    assert [each.watched for each in (seen_twice, left, never_shown)] == [True, False, True]
+    turns.clear()
+    assert enough.wait(20.0)
+    assert 1 <= turns[left] <= 6
+    assert min(turns[seen_twice], turns[never_shown]) >= 29
+    told(left, "shown")
+    assert left.watched
+    for each in (seen_twice, left, never_shown):
+        each.close()
+
+
 def test_the_bench_starts_stops_and_draws(lab, board):
     lab.vm("alice", "probe", {"watch": 1}, connect=board)
     lab.peer("me", connect=board)

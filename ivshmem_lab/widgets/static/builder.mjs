@@ -1,5 +1,5 @@
 // The topology builder: palette, canvas, inspector, plan; everything is a draft until Apply.
-import { ask, copyButton, follow, footer, h, keepKeys, keyed, mark, problems, say, set } from "./common.mjs";
+import { ask, copyButton, follow, footer, h, keepKeys, keyed, mark, problems, say, set, tellShown } from "./common.mjs";
 import { makeCanvas } from "./canvas.mjs";
 
 const APPLY_LIMIT_MS = 300000;
@@ -225,6 +225,7 @@ export function renderBuilder({ model, el, signal }) {
     if (event.key === "?" && !event.target.matches("input, textarea, select")) help.hidden = !help.hidden;
   });
   el.append(root);
+  tellShown(model, signal);
 
   const nodes = () => model.get("drawing").nodes ?? [];
 

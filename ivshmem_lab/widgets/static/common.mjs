@@ -114,6 +114,19 @@ export function ask(model, op, words = {}, limitMs = ANSWER_LIMIT_MS) {
   });
 }
 
+/** Tell Python that a window shows the widget, and when it does no more: what nobody sees is looked after less often. */
+export function tellShown(model, signal) {
+  const tell = (op) => {
+    try {
+      model.send({ op });
+    } catch {
+      // The kernel or its widget is gone, and with it who would look.
+    }
+  };
+  tell("shown");
+  signal?.addEventListener("abort", () => tell("hidden"));
+}
+
 /** Put a text on the clipboard, also where the page may not use the clipboard's interface. */
 export async function copy(text) {
   try {

@@ -1,5 +1,5 @@
 // The consoles of the machines of a lab: a tab for each. What a guest wrote only ever becomes text nodes.
-import { ask, follow, footer, h, keepKeys, keyed, mark, problems, remark, say, set, walkTabs } from "./common.mjs";
+import { ask, follow, footer, h, keepKeys, keyed, mark, problems, remark, say, set, tellShown, walkTabs } from "./common.mjs";
 
 const MOST_LINES = 10000;
 const COLOURS = new Set(["black", "red", "green", "yellow", "blue", "magenta", "cyan", "white", "bold"]);
@@ -78,6 +78,7 @@ export function renderConsole({ model, el, signal }) {
     problem, panel, footer(model, signal));
   keepKeys(root);
   el.append(root);
+  tellShown(model, signal);
 
   const store = () => stores.get(current) ?? new Map();
   // Whether the view follows the end. It goes on doing so while it is hidden behind another tab.

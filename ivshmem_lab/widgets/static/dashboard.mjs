@@ -1,5 +1,5 @@
 // The bench: a drawing of the lab, and the panels beside it; below 1200 px one tab list.
-import { ask, follow, footer, h, keepKeys, keyed, mark, problems, remark, say, set, walkTabs } from "./common.mjs";
+import { ask, follow, footer, h, keepKeys, keyed, mark, problems, remark, say, set, tellShown, walkTabs } from "./common.mjs";
 import { renderHotplug } from "./hotplug.mjs";
 import { renderConsole } from "./console.mjs";
 import { renderBuilder } from "./builder.mjs";
@@ -25,6 +25,7 @@ export async function renderDashboard({ model, el, signal }) {
     dialog, problem, tabs, h("div", { class: "ivl-parts" }, ...Object.values(panels)), footer(model, signal));
   keepKeys(root);
   el.append(root);
+  tellShown(model, signal);
 
   function update() {
     const wide = root.clientWidth >= WIDE_PX || root.clientWidth === 0;

@@ -1,5 +1,5 @@
 // Devices of running machines, in and out: the steps, the QMP messages, what the others see.
-import { ask, clock, copyButton, follow, footer, h, keepKeys, keyed, mark, problems, remark, say, set } from "./common.mjs";
+import { ask, clock, copyButton, follow, footer, h, keepKeys, keyed, mark, problems, remark, say, set, tellShown } from "./common.mjs";
 
 /** Write the free places of a machine in one line: "27 of 30 slots free". */
 export function freeWords(rows) {
@@ -60,6 +60,7 @@ export function renderHotplug({ model, el, signal }) {
     problem, form, h("div", { class: "ivl-columns" }, left, right), footer(model, signal));
   keepKeys(root);
   el.append(root);
+  tellShown(model, signal);
 
   const vm = () => model.get("vms").find((each) => each.name === current);
   const view = () => model.get("operations")[current];
