@@ -133,10 +133,10 @@ class _Crowd:
             return 0
         return sum(client.vectors == whole and not client.wrong for client in self.clients.values())
 
-    def join(self) -> int:
-        """Connect as many as the server's backlog takes now; return how many."""
+    def join(self, most: int | None = None) -> int:
+        """Connect as many as the server's backlog takes now, or at most so many; return how many."""
         joined = 0
-        while self.missing:
+        while self.missing and joined != most:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
                 sock.connect(self._path)
@@ -301,12 +301,16 @@ def _measure(command: list[str], peers: int, vectors: int) -> dict[str, Any]:
 
 
 def _first_client(crowd: _Crowd, server: subprocess.Popen[bytes], said_fd: int) -> tuple[int, float]:
-    """Connect the first ones as soon as the server listens; return its pid, and the CPU time it had used before."""
+    """Connect the first one as soon as the server listens; return its pid, and the CPU time it had used before.
+
+    Where who listens is a child of what was started (a script, say), only this connection tells its pid: the first one is all that
+    it may have begun to work on before the time is taken.
+    """
     deadline = time.monotonic() + START_S
     pause = select.poll()
     while True:
         before = cpu_seconds(server.pid)
-        if crowd.join():
+        if crowd.join(1):
             break
         if server.poll() is not None or time.monotonic() > deadline:
             words = os.pread(said_fd, 300, 0).decode(errors="replace").strip()
@@ -314,7 +318,6 @@ def _first_client(crowd: _Crowd, server: subprocess.Popen[bytes], said_fd: int) 
                 f"{server.args!r} does not listen (exit status {server.returncode}): {words or 'it says nothing'}"
             )
         pause.poll(5)
-    # who listens may be a child of what was started (a script, say); the kernel knows it
     pid = Credentials.of(next(iter(crowd.clients.values())).sock).pid
     return pid, before if pid == server.pid else cpu_seconds(pid)
 
