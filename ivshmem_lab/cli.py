@@ -114,7 +114,11 @@ class _Progress:
         """Replace the line."""
         if self._on:
             line = f"{text} ..." if text else ""
-            print(f"\r{line.ljust(self._shown)}", end="" if line else "\r", file=sys.stderr, flush=True)
+            whole = line.ljust(self._shown)
+            self._shown = len(
+                whole
+            )  # before it is there: Ctrl-C may come in between, and it has to be taken away again
+            print(f"\r{whole}", end="" if line else "\r", file=sys.stderr, flush=True)
             self._shown = len(line)
 
     def clear(self) -> None:

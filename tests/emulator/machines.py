@@ -77,9 +77,14 @@ class Qmp:
             pass
         return event
 
-    def hears(self, name: str) -> None:
-        """Wait for an event, and keep it."""
-        self._until(lambda: any(event["event"] == name for event in self.events), f"no event {name}")
+    def hears(self, name: str, **data: Any) -> None:
+        """Wait for an event, with these data, and keep it."""
+        self._until(
+            lambda: any(
+                event["event"] == name and data.items() <= event.get("data", {}).items() for event in self.events
+            ),
+            f"no event {name}",
+        )
 
     def closed(self) -> bool:
         """Tell whether the other side hangs up."""

@@ -51,6 +51,7 @@ def state(machine: Machine) -> dict[str, int]:
     machine.serial.sendall(b"c")
     machine.says("migrant: ")
     text = machine.line()
+    assert text.startswith("round="), text
     return {name: int(number, 16 if name == "mask" else 10) for name, number in re.findall(r"(\w+)=(\w+)", text)}
 
 

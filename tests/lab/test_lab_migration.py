@@ -69,6 +69,8 @@ def test_a_master_takes_its_memory_along(lab, emulator):
     before = goes_on(alice)
     moved = alice.migrate("bob", sources={here: there})
     bob = moved.vm
+    paused = [step.what for step in moved.steps if step.what.startswith("paused")]
+    assert paused == ([] if emulator == "unicorn" else ["paused: QEMU's TCG loses stores while it copies"])
     assert rounds(bob) > before
     goes_on(bob)
     assert (alice.state, list(lab), bob.name) == ("stopped", ["here", "there", "bob"], "bob")
@@ -207,20 +209,25 @@ def test_a_machine_goes_to_an_address_and_is_received_there(lab, emulator):
         uri = f"unix:{other.directory}/in.sock"
         receiver = threading.Thread(target=bob.receive, args=(uri,))
         receiver.start()
+        if emulator == "qemu":  # its TCG loses stores of a guest that runs while it is copied
+            alice.pause()
         moved = send_when_it_waits(alice, uri)
         receiver.join(30.0)
         assert moved.vm is None
+        if emulator == "qemu":
+            bob.resume()
         goes_on(bob)
     finally:
         other.close()
 
 
 def send_when_it_waits(vm, uri):
-    """Migrate as soon as somebody listens; before that it is refused, and the machine runs on."""
+    """Migrate as soon as somebody listens; before that it is refused, and the machine is as it was."""
+    before = vm.state
     while True:
         with contextlib.suppress(MigrationError):
             return vm.migrate(uri)
-        assert vm.state == "running"
+        assert vm.state == before
 
 
 def test_what_cannot_be_is_refused_before_anything_is_done(lab, emulator):

@@ -42,20 +42,38 @@ def migrations(*statuses: str) -> list[tuple[str, Any]]:
 
 
 def until_over(qmp: Qmp) -> dict[str, Any]:
-    """Look until a migration is over, and keep its events."""
+    """Look until a migration is over, and keep its events.
+
+    QEMU 7.2 answers that it is before it says so as an event and before its run state is the last one.
+    """
     while (told := qmp.ok("query-migrate")).get("status") not in ("completed", "failed", "cancelled"):
+        pass
+    qmp.hears("MIGRATION", status=told["status"])
+    while qmp.ok("query-status")["status"] == "finish-migrate":
         pass
     return told
 
 
+def move(kind: str, source: Machine, destination: Machine, uri: str) -> None:
+    """Migrate; on a busy machine QEMU 7.2's TCG loses stores of a guest that runs while it is copied, so that one stands still."""
+    if kind == "qemu":
+        source.qmp.ok("stop")
+    assert migrate(source, uri)["status"] == "completed"
+    if kind == "qemu":
+        destination.qmp.ok("cont")
+
+
 def converse(kind: str, uri: str) -> list[Any]:
-    """Have one conversation about a master that moves; returns all that both emulators have to answer alike."""
+    """Have one conversation about a master that moves; returns all that both emulators have to answer alike.
+
+    Its guest is halted, for the reason that `move` gives.
+    """
     said: list[Any] = []
     with SharedMemory.create_memfd(MIB) as ours, SharedMemory.create_memfd(MIB) as theirs:
-        here, there = [*MIGRANT, *plain(ours, "auto")], [*MIGRANT, *plain(theirs, "on")]
+        guest = [*MIGRANT, "-append", "idle=1"]
+        here, there = [*guest, *plain(ours, "auto")], [*guest, *plain(theirs, "on")]
         with pair(kind, here, there, incoming=uri) as (source, destination):
             source.says("migrant: ready\n")
-            goes_on(source)
             said.append(source.qmp.ok("qom-get", path="/machine/peripheral/iv", property="master"))
             said += [source.qmp.ok("query-migrate"), destination.qmp.ok("query-migrate")]
             said += [status(destination), destination.qmp.ok("query-status")]
@@ -77,13 +95,11 @@ def converse(kind: str, uri: str) -> list[Any]:
             said.append(sorted(told))
             source.qmp.hears("STOP")
             said += [happened(source.qmp), status(source)]
-            goes_on(destination)
+            destination.qmp.hears("RESUME")
             said += [status(destination), destination.qmp.ok("query-migrate"), happened(destination.qmp)]
             said.append(source.qmp.execute("migrate", uri=uri))
             # It runs elsewhere; who wants it here too gets it.
             said += [source.qmp.ok("cont"), status(source)]
-            goes_on(source)
-            goes_on(destination)
     return said
 
 
@@ -114,7 +130,7 @@ def test_a_peer_is_refused_until_it_is_unplugged_and_plugged_in_again_after(kind
             while "error" in source.qmp.execute("chardev-remove", id="c"):
                 pass
             assert source.qmp.ok("query-migrate") == {}
-            assert migrate(source, uri)["status"] == "completed"
+            move(kind, source, destination, uri)
             goes_on(destination)
             attach(destination)
             assert goes_on(destination)["peer_id"] == 1
@@ -137,7 +153,7 @@ def test_a_master_takes_its_server_s_memory_along(kind: str, tmp_path: Path) -> 
         with pair(kind, [*MIGRANT, *here], [*MIGRANT, *there], incoming=uri) as (source, destination):
             source.says("migrant: ready\n")
             before = goes_on(source)
-            assert migrate(source, uri)["status"] == "completed"
+            move(kind, source, destination, uri)
             assert goes_on(destination)["round"] > before["round"]
             with Peer.connect(tmp_path / "b") as me:
                 me.store32(0, me.peer_id + 1)
