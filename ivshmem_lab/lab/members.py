@@ -169,7 +169,9 @@ class LabVm(PluggableVm):
         on_step: Callable[[MigrationStep], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Migration:
-        """Move it into another process while its guest computes; this one ends when the guest is there.
+        """Move it into another process; this one ends when the guest is there.
+
+        A guest of real QEMU under TCG, or one whose shared memory is the same on both sides, is paused meanwhile (docs/migration.md).
 
         Parameters
         ----------
