@@ -64,7 +64,8 @@ class Migration:
         The machine where it is now; None when it went to an address.
     steps : list of MigrationStep
     total_s, downtime_s : float
-        How long the emulator took, and for how long of that the guest stood still (``query-migrate``).
+        How long the emulator took, and for how long of that the guest stood still (``query-migrate``); from pause to go on, both, where
+        the guest was paused for it.
     sent_bytes : int
         What went over the wire.
     peer_ids : dict of str to int
@@ -130,7 +131,7 @@ class Mover:
         self._on_step = on_step
         self._on_progress = on_progress
         self._ran = vm.state is VmState.RUNNING
-        self._begun = 0.0
+        self._paused_at: float | None = None
         self.record = Migration(vm.name, to if isinstance(to, str) else to.name)
 
     def move(self) -> Migration:
@@ -152,6 +153,7 @@ class Mover:
             for each in staying:
                 self._unplug(each, unplugged)
             if self._ran and destination is not None and (why := self._why_paused(moving)):
+                self._paused_at = time.monotonic()
                 self._do("source", f"paused: {why}", vm.process.stop(), "stop")
             self._transfer(uri, destination)
             if destination is not None:
@@ -262,6 +264,8 @@ class Mover:
         if destination is not None:
             if self._ran and destination.state is not VmState.RUNNING:
                 self._do("destination", "runs", destination.process.cont(), "cont")
+            if self._paused_at is not None:  # the emulator counts from where it would have stopped the guest itself
+                self.record.total_s = self.record.downtime_s = time.monotonic() - self._paused_at
             self._home.loop.call(destination.take_over(self._vm))
             self.record.vm = destination
         begun = time.monotonic()
