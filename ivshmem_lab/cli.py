@@ -115,9 +115,8 @@ class _Progress:
         if self._on:
             line = f"{text} ..." if text else ""
             whole = line.ljust(self._shown)
-            self._shown = len(
-                whole
-            )  # before it is there: Ctrl-C may come in between, and it has to be taken away again
+            # Before it is there: Ctrl-C may come in between, and it has to be taken away again.
+            self._shown = len(whole)
             print(f"\r{whole}", end="" if line else "\r", file=sys.stderr, flush=True)
             self._shown = len(line)
 

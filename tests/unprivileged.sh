@@ -39,14 +39,14 @@ chmod 755 "$work"
 chown -R "$UNPRIVILEGED_UID:$UNPRIVILEGED_UID" "$work"
 
 export WORK="$work" HERE="$here" PYTHON_HOME="$(dirname "$(dirname "$(readlink -f "$python")")")"
-export GROUP="$group" ID="$UNPRIVILEGED_UID" LIMIT="$LIMIT_S"
+export GROUP="$group" ID="$UNPRIVILEGED_UID" LIMIT="$LIMIT_S" ROOT_HOME="$(getent passwd 0 | cut -d: -f6)"
 # In a mount namespace of its own, root's home can be opened for the one Python that may lie in it, and KVM is gone.
 unshare -m sh -eu -c '
   mount -t tmpfs -o size=1g,mode=1777 none /dev/shm
   [ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm
-  case $PYTHON_HOME in /root/*)
+  case $PYTHON_HOME in "$ROOT_HOME"/*)
     mkdir "$WORK/python" && mount --bind "$PYTHON_HOME" "$WORK/python"
-    mount -t tmpfs -o mode=755 none /root
+    mount -t tmpfs -o mode=755 none "$ROOT_HOME"
     mkdir -p "$PYTHON_HOME" && mount --bind "$WORK/python" "$PYTHON_HOME" && umount "$WORK/python" ;;
   esac
   if [ -n "$GROUP" ]; then echo $$ >"$GROUP/cgroup.procs"; else ulimit -v 4194304; fi

@@ -221,9 +221,8 @@ class Mover:
         if any(self._source(each) is each.source for each in moving):
             return "both sides have the same memory"  # it is read here and written there
         if self._vm.emulator == "qemu" and self._vm.process.machine.accelerator != "kvm":
-            return (
-                "QEMU's TCG loses stores while it copies"  # 7.2, on a busy machine: 4 of 100, seen by the guest migrant
-            )
+            # 7.2, on a busy machine: 4 of 100, seen by the guest migrant.
+            return "QEMU's TCG loses stores while it copies"
         return ""
 
     def _unplug(self, each: Attached, unplugged: list[Attached]) -> None:
